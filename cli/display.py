@@ -1,0 +1,204 @@
+"""What people see while a command works: logs, progress and tables. Standard error, unless it is the result."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from mgg_edge.manifest import ParityInfo
+    from mgg_edge.runtime.adapter import Prediction
+    from mgg_edge.runtime.video import Frame
+
+__all__ = ["RunDisplay", "Stages", "log_to_terminal", "print_facts", "print_parity", "print_table", "sparkline"]
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+HISTORY = 40  # frames in the sparkline
+REFRESHES_PER_S = 10
+
+
+class _ConsoleHandler(logging.Handler):
+    """Log lines above a live display rather than through it."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        self._console.print(prefix + record.getMessage(), markup=False, highlight=False, soft_wrap=True)
+
+
+def log_to_terminal() -> Console:
+    """A console on standard error that also shows the package's log from level INFO on."""
+    console = Console(stderr=True)
+    logger = logging.getLogger("mgg_edge")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.handlers[:] = [_ConsoleHandler(console)]
+    return console
+
+
+class RunDisplay:
+    """Live progress of a run: bar, rate, current prediction, sparkline of the entropy. Silent off a terminal.
+
+    Args:
+        console: where to show it.
+        total: frames to come, or None when unknown.
+
+    Attributes:
+        labels: how often each label was predicted.
+    """
+
+    def __init__(self, console: Console, total: int | None) -> None:
+        self.labels: Counter[str] = Counter()
+        self._entropies: deque[float] = deque(maxlen=HISTORY)
+        self._progress = Progress(
+            TextColumn("{task.completed} frames"), BarColumn(), _Rate(), TimeRemainingColumn(), console=console
+        )
+        self._task = self._progress.add_task("run", total=total)
+        self._last: Prediction | None = None
+        self._live = (
+            Live(get_renderable=self._render, console=console, refresh_per_second=REFRESHES_PER_S, transient=True)
+            if console.is_terminal
+            else None
+        )
+
+    def __call__(self, _: Frame, prediction: Prediction) -> None:
+        """Take note of one prediction."""
+        self.labels[prediction.label] += 1
+        self._entropies.append(prediction.entropy)
+        self._last = prediction
+        self._progress.advance(self._task)
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def _render(self) -> Group:
+        if self._last is None:
+            return Group(self._progress)
+        state = ("source", "bright_black") if not self._last.adapted else (f"adapted (step {self._last.step})", "green")
+        line = Text.assemble((f"{self._last.probability:5.1%} {self._last.label}  ", "bold"), ("● ", state[1]), state)
+        entropy = Text.assemble(
+            (f"entropy {self._last.entropy:.2f} ", "yellow"), (sparkline(self._entropies), "yellow")
+        )
+        return Group(self._progress, line, entropy)
+
+
+class Stages:
+    """Progress of work with named stages, each a bar with its rate. Silent off a terminal.
+
+    Args:
+        console: where to show it.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._tasks: dict[str, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            _Rate("/s"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show how much of a stage is done."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total)
+        self._progress.update(self._tasks[stage], completed=done)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+
+class _Rate(ProgressColumn):
+    def __init__(self, unit: str = " frames/s") -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f}{self._unit}")
+
+
+def sparkline(values: Sequence[float] | deque[float]) -> str:
+    """Values as block characters, scaled from 0 to the largest of them."""
+    top = max(values, default=0.0)
+    if not top > 0.0:
+        return BLOCKS[0] * len(values)
+    return "".join(BLOCKS[min(int(value / top * len(BLOCKS)), len(BLOCKS) - 1)] for value in values)
+
+
+def print_facts(facts: Mapping[str, str]) -> None:
+    """Facts by name, two columns, on standard output."""
+    print_table((), [(name, value) for name, value in facts.items()])
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on standard output; off a terminal, plain columns that are never cut or wrapped."""
+    console = Console(file=sys.stdout)
+    if console.is_terminal:
+        table = Table(box=None, show_header=bool(header), pad_edge=False, header_style="bright_black")
+        for index in range(max(map(len, rows), default=0)):
+            table.add_column(
+                header[index] if header else "", style="" if header or index else "bright_black", overflow="fold"
+            )
+        for row in rows:
+            table.add_row(*map(Text, row))
+        console.print(table)
+        console.print()
+        return
+    lines = [*([header] if header else []), *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True))
+        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+    sys.stdout.write("\n")
+
+
+def print_parity(parity: ParityInfo | None) -> None:
+    """The numeric check of an export: distances from the float64 reference, and their ratio."""
+    if parity is None:
+        print_facts({"parity": "not checked"})
+        return
+    print_table(
+        ("step", "quantity", "torch float32", "engine", "ratio"),
+        [
+            (
+                str(row.step),
+                row.quantity,
+                f"{row.torch_float32:.2e}",
+                f"{row.engine:.2e}",
+                f"{row.engine / row.torch_float32:.2f}" if row.torch_float32 > 0 else "-",
+            )
+            for row in parity.rows
+        ],
+    )
+    print_facts({"parity": f"{parity.engine}, {parity.steps} steps, largest logit difference {parity.logits_max:.2e}"})

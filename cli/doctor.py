@@ -1,0 +1,88 @@
+"""`mgg-edge doctor`: can the run time work here, and does a bundle compute what it should."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mgg_edge.errors import MissingDependencyError, ParityError
+
+if TYPE_CHECKING:
+    from mgg_edge.runtime.doctor import Environment, SelfTest
+
+__all__ = ["doctor"]
+
+
+def doctor(
+    bundle: Annotated[Path | None, typer.Option(help="Bundle (.mgg) whose self-test to run on this machine.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+) -> None:
+    """Say what this machine has and whether the run time works on it.
+
+    With --bundle, also run the bundle's self-test and compare with the results recorded at export.
+    """
+    from mgg_edge.runtime.doctor import environment
+
+    found = environment()
+    test = _self_test(bundle) if bundle is not None and not found.problems else None
+    if json:
+        import json as json_codec
+
+        facts = asdict(found) | {"self_test": asdict(test) | {"passed": test.passed} if test is not None else None}
+        sys.stdout.write(json_codec.dumps(facts, indent=2) + "\n")
+    else:
+        _print(found, test)
+    if found.problems:
+        raise MissingDependencyError("; ".join(found.problems))
+    if test is not None and not test.passed:
+        raise ParityError(
+            f"{bundle}: the self-test differs from the recorded results on {test.engine}; the table has the differences"
+        )
+
+
+def _self_test(path: Path) -> SelfTest:
+    from mgg_edge.runtime.bundle import Bundle
+    from mgg_edge.runtime.doctor import self_test
+    from mgg_edge.runtime.engine import open_engine
+
+    bundle = Bundle.load(path)
+    engine = open_engine(bundle, "auto")
+    try:
+        return self_test(bundle, engine)
+    finally:
+        engine.close()
+
+
+def _print(found: Environment, test: SelfTest | None) -> None:
+    from mgg_edge.cli.display import print_facts, print_table
+
+    print_facts(
+        {
+            "python": found.python,
+            "system": f"{found.system}, {found.machine}, {found.cores} cores",
+            "jetson": found.jetson or "no",
+            "providers": ", ".join(found.providers) or "none",
+            "import": "failed" if found.import_ms is None else f"mgg_edge.runtime in {found.import_ms:.0f} ms",
+        }
+    )
+    print_table(("package", "version"), [(name, version or "-") for name, version in found.packages.items()])
+    if test is not None:
+        from mgg_edge.runtime.doctor import LOGITS_LIMIT, UPDATE_LIMIT
+
+        rows = (
+            ("inference logits, largest", test.infer_logits, LOGITS_LIMIT),
+            ("adaptation logits, largest", test.adapt_logits, LOGITS_LIMIT),
+            ("first update, relative L2", test.update, UPDATE_LIMIT),
+        )
+        print_table(
+            (f"difference on {test.engine}", "found", "limit", ""),
+            [
+                (name, f"{value:.2e}", f"{limit:.0e}", "ok" if value <= limit else "FAILED")
+                for name, value, limit in rows
+            ],
+        )
+    sys.stdout.write("the run time works here\n" if not found.problems else "the run time cannot work here\n")

@@ -1,0 +1,59 @@
+"""`mgg-edge export`: write a bundle from a classifier."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mgg_edge.cli.display import Stages, log_to_terminal, print_parity
+
+__all__ = ["export"]
+
+
+def export(
+    backbone: Annotated[str, typer.Option(help="timm model name: a vision transformer with a CLS token.")],
+    out: Annotated[Path, typer.Option(help="Bundle to write.")],
+    weights: Annotated[str, typer.Option(help="FILE (.safetensors, .pth), 'pretrained' or 'random'.")] = "pretrained",
+    source_data: Annotated[Path | None, typer.Option(help="Directory of at least 32 clean images.")] = None,
+    rule: Annotated[str, typer.Option(help="Update rule: mgg, adam or sgd.")] = "mgg",
+    mgg: Annotated[Path | None, typer.Option(help="Learned MGG: .safetensors, or a released .pth.")] = None,
+    batch: Annotated[int, typer.Option(min=2, help="Frames per adaptation step.")] = 8,
+    labels: Annotated[Path | None, typer.Option(help="Class names, one a line.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="α; the rule's own by default.")] = None,
+    entropy_weight: Annotated[float, typer.Option(min=0, help="Weight of the entropy.")] = 1.0,
+    discrepancy_weight: Annotated[float, typer.Option(min=0, help="λ on the mean squared discrepancy.")] = 57.6,
+    image_size: Annotated[int | None, typer.Option(min=8, help="Square input, pixels; the model's by default.")] = None,
+    classes: Annotated[int | None, typer.Option(min=2, help="Number of classes; the weights' by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of random weights and of an untrained MGG.")] = 0,
+    parity_steps: Annotated[int, typer.Option(min=1, help="Adaptation steps of the numeric check.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Trace a classifier with its adaptation step, check it against float64, and write one bundle file."""
+    from mgg_edge.export import ExportRequest, compose, export_bundle
+    from mgg_edge.learn import Objective
+
+    start = time.perf_counter()
+    console = log_to_terminal()
+    objective = Objective(entropy_weight, discrepancy_weight)
+    request = ExportRequest(
+        backbone, weights, seed, source_data, rule, mgg, labels, learning_rate, objective, image_size, classes
+    )
+    with Stages(console) as stages:
+        step, names, origins = compose(request, stages)
+        manifest = export_bundle(
+            step, out, adapt_batch=batch, labels=names, origins=origins, parity_steps=parity_steps, progress=stages
+        )
+    size_bytes, export_s = out.stat().st_size, time.perf_counter() - start
+    if as_json:
+        report = {"bundle": str(out), "size_bytes": size_bytes, "export_s": round(export_s, 2)}
+        parity = None if manifest.parity is None else dataclasses.asdict(manifest.parity)
+        sys.stdout.write(json.dumps({**report, "parity": parity}) + "\n")
+        return
+    print_parity(manifest.parity)
+    sys.stdout.write(f"{out}: {size_bytes / 1e6:.1f} MB in {export_s:.1f} s\n")

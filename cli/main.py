@@ -1,0 +1,94 @@
+"""Entry point of `mgg-edge`: the commands, and how an error becomes one line and an exit code.
+
+    0    done
+    1    something failed while running
+    2    an argument or option cannot be used as given
+    3    a package or device is missing; the message has the line that installs it
+    4    an exported step or a bundle's self-test does not match its reference
+    130  interrupted, after completing what was begun
+
+Data goes to standard output; everything said to people goes to standard error. What nobody foresaw keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import mgg_edge
+from mgg_edge.cli.doctor import doctor
+from mgg_edge.cli.export import export
+from mgg_edge.cli.inspect import inspect
+from mgg_edge.cli.run import run
+from mgg_edge.errors import MggEdgeError, MissingDependencyError
+
+__all__ = ["EXTRA_OF_PACKAGE", "app", "main"]
+
+# Which extra brings a package that only some machines have.
+EXTRA_OF_PACKAGE = {
+    "torch": "export",
+    "torchvision": "export",
+    "timm": "export",
+    "onnx": "export",
+    "onnxruntime": "cpu",
+}
+
+app = typer.Typer(
+    name="mgg-edge",
+    help="Classifiers that adapt to what they see, without labels and without PyTorch on the device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Start with: mgg-edge run --source video.mp4 --save annotated.mp4",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"mgg-edge {mgg_edge.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+for _command, _examples in (
+    (export, "mgg-edge export --backbone vit_tiny_patch16_224 --weights pretrained --batch 8 --out model.mgg"),
+    (run, "mgg-edge run --bundle model.mgg --source video.mp4 --json | head -3"),
+    (inspect, "mgg-edge inspect model.mgg --json | jq .backbone"),
+    (doctor, "mgg-edge doctor --bundle model.mgg"),
+):
+    app.command(epilog=f"Example: {_examples}")(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; ends by `SystemExit`.
+
+    Args:
+        arguments: the words after the program's name; those of the process when None.
+    """
+    try:
+        app(args=arguments, prog_name="mgg-edge")
+    except MggEdgeError as error:
+        _fail(error)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA_OF_PACKAGE:
+            raise
+        line = f"pip install 'mgg-edge[{EXTRA_OF_PACKAGE[package]}]'"
+        _fail(MissingDependencyError(f"the package '{package}' is not installed; install it with: {line}"))
+
+
+def _fail(error: MggEdgeError) -> None:
+    sys.stdout.flush()
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+    sys.exit(error.exit_code)

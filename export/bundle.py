@@ -1,0 +1,192 @@
+"""Compose everything a bundle holds, check it, and write it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import safetensors.numpy
+import torch
+from torch import Tensor
+
+import mgg_edge
+from mgg_edge.container import describe_members, write_container
+from mgg_edge.errors import SinkError, UnsupportedError, UsageError
+from mgg_edge.export.graph_builder import OPSET
+from mgg_edge.export.graphs import build_graphs
+from mgg_edge.export.parity import REPORTED_STEPS, check_parity, measure_parity
+from mgg_edge.export.tensorrt_lint import lint_tensorrt
+from mgg_edge.learn.images import synthetic_frames
+from mgg_edge.learn.step import AdaptStep
+from mgg_edge.manifest import (
+    SCHEMA_VERSION,
+    BackboneInfo,
+    Manifest,
+    ObjectiveInfo,
+    ParityInfo,
+    RuleInfo,
+    StatisticsInfo,
+)
+from mgg_edge.runtime.bundle import Bundle
+from mgg_edge.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from mgg_edge.state import AdaptState
+
+__all__ = ["Origins", "Progress", "export_bundle"]
+
+PARITY_SEED = 20_000
+SELF_TEST_SEED = 10_000
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Where the numbers came from, for people reading the manifest.
+
+    Attributes:
+        weights: of the backbone, such as a file name or `random:0`.
+        rule: of the rule's learned numbers; empty if it has none.
+        statistics: of the source images.
+    """
+
+    weights: str
+    rule: str
+    statistics: str
+
+
+def export_bundle(
+    step: AdaptStep,
+    path: Path,
+    *,
+    adapt_batch: int,
+    labels: Sequence[str],
+    origins: Origins,
+    infer_batch: int = 1,
+    parity_steps: int = REPORTED_STEPS[-1],
+    progress: Progress = lambda _stage, _done, _total: None,
+) -> Manifest:
+    """Export a step as one bundle file, which appears at `path` only if every check passed.
+
+    Args:
+        step: backbone, objective, rule, statistics and learning rate.
+        path: destination, replaced if it exists.
+        adapt_batch: B, frames per adaptation step, at least 2.
+        labels: C class names.
+        origins: for the manifest.
+        infer_batch: frames per inference call.
+        parity_steps: adaptation steps of the numeric check, at least 1.
+        progress: called with a stage's name, and how much of how much of it is done.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        UnsupportedError: an operator or construct cannot be lowered; it is named.
+        ParityError: the exported step strays from the float64 reference.
+        SinkError: the file cannot be written.
+        UsageError: a batch size or label count that does not fit.
+    """
+    if adapt_batch < 2 or infer_batch < 1 or parity_steps < 1:
+        raise UsageError(
+            f"export: expected adapt batch ≥ 2, infer batch ≥ 1 and parity steps ≥ 1, "
+            f"found {adapt_batch}, {infer_batch} and {parity_steps}"
+        )
+    if len(labels) != step.backbone.classes:
+        raise UsageError(f"labels: expected {step.backbone.classes} names, found {len(labels)}")
+    if not path.parent.is_dir():
+        raise SinkError(f"{path}: cannot write the bundle: no such directory '{path.parent}'")
+    progress("trace and lower", 0, 1)
+    graphs = build_graphs(step, infer_batch, adapt_batch)
+    _refuse_unbuildable(graphs)
+    progress("trace and lower", 1, 1)
+    members = _members(step, graphs, infer_batch, adapt_batch)
+    manifest = _manifest(step, labels, origins, infer_batch, adapt_batch).replace(members=describe_members(members))
+    parity = _check(step, manifest, members, path.parent, parity_steps, progress)
+    manifest = manifest.replace(parity=parity)
+    write_container(path, manifest, members)
+    return manifest
+
+
+def _refuse_unbuildable(graphs: Mapping[str, onnx.ModelProto]) -> None:
+    problems = [
+        problem for name, graph in graphs.items() if name.endswith(".tensorrt.onnx") for problem in lint_tensorrt(graph)
+    ]
+    if problems:
+        raise UnsupportedError(f"TensorRT lowering: {'; '.join(problems[:3])}")
+
+
+def _members(
+    step: AdaptStep, graphs: Mapping[str, onnx.ModelProto], infer_batch: int, adapt_batch: int
+) -> dict[str, bytes]:
+    used = {name for graph in graphs.values() for node in graph.graph.node for name in node.input}
+    weights = {name: value.contiguous().numpy() for name, value in step.constants().items() if name in used}
+    state = {name: value.contiguous().numpy() for name, value in step.initial_state().items()}
+    return {
+        "weights.safetensors": safetensors.numpy.save(weights),
+        "state.safetensors": safetensors.numpy.save(state),
+        "selftest.safetensors": safetensors.numpy.save(_self_test(step, infer_batch, adapt_batch)),
+        **{name: graph.SerializeToString(deterministic=True) for name, graph in graphs.items()},
+    }
+
+
+def _self_test(step: AdaptStep, infer_batch: int, adapt_batch: int) -> dict[str, np.ndarray]:
+    frames = _frames(step, max(infer_batch, adapt_batch), SELF_TEST_SEED)
+    constants, state = step.constants(), step.initial_state()
+    with torch.no_grad():
+        logits, _ = step.infer(frames[:infer_batch], state["theta"], constants)
+    output = step.adapt(frames[:adapt_batch], state, constants)
+    tensors = {
+        "frames": frames,
+        "infer.logits": logits,
+        "adapt.logits": output.logits,
+        "adapt.theta": output.state["theta"],
+    }
+    return {name: value.contiguous().numpy() for name, value in tensors.items()}
+
+
+def _manifest(step: AdaptStep, labels: Sequence[str], origins: Origins, infer_batch: int, adapt_batch: int) -> Manifest:
+    backbone = step.backbone
+    packages = ("torch", "torchvision", "timm", "onnx", "onnxruntime")
+    state = AdaptState({name: value.numpy() for name, value in step.initial_state().items()})
+    return Manifest(
+        schema=SCHEMA_VERSION,
+        producer={"mgg-edge": mgg_edge.__version__, **{name: importlib.metadata.version(name) for name in packages}},
+        backbone=BackboneInfo(backbone.name, origins.weights, backbone.classes, backbone.features),
+        preprocess=backbone.preprocess,
+        objective=ObjectiveInfo(step.objective.entropy_weight, step.objective.discrepancy_weight),
+        rule=RuleInfo(step.rule.name, step.learning_rate, step.rule.options(), origins.rule),
+        statistics=StatisticsInfo(origins.statistics, step.statistics.images),
+        labels=tuple(labels),
+        norms=backbone.norms.parameters,
+        state=state.specs,
+        infer_batch=infer_batch,
+        adapt_batch=adapt_batch,
+        opset=OPSET,
+        parity=None,
+        members={},
+    )
+
+
+def _check(
+    step: AdaptStep, manifest: Manifest, members: Mapping[str, bytes], folder: Path, steps: int, progress: Progress
+) -> ParityInfo:
+    """Parity of the bundle as the device would open it: written, read back, verified, spliced, run."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".mgg-edge-") as scratch:
+        draft = Path(scratch) / "draft.mgg"
+        write_container(draft, manifest, members)
+        engine = OnnxRuntimeEngine(Bundle.load(draft))
+    try:
+        batches = (_frames(step, manifest.adapt_batch, PARITY_SEED + index) for index in range(steps))
+        info = measure_parity(step, engine, batches, manifest.infer_batch, lambda done: progress("parity", done, steps))
+    finally:
+        engine.close()
+    check_parity(info)
+    return info
+
+
+def _frames(step: AdaptStep, count: int, seed: int) -> Tensor:
+    return synthetic_frames(count, step.backbone.preprocess.height, step.backbone.preprocess.width, seed)

@@ -1,0 +1,174 @@
+"""From what a user asks for to a step that can be exported."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm.data
+from torch import Tensor
+
+from mgg_edge.errors import UsageError, WeightsError
+from mgg_edge.export.bundle import Origins, Progress
+from mgg_edge.learn.backbone import Backbone
+from mgg_edge.learn.checkpoint import read_state_dict
+from mgg_edge.learn.images import find_images, load_images, synthetic_frames
+from mgg_edge.learn.mgg import MGG
+from mgg_edge.learn.objective import Objective
+from mgg_edge.learn.rules import Adam, Sgd, UpdateRule
+from mgg_edge.learn.statistics import MIN_SOURCE_IMAGES, SourceStatistics, measure_statistics
+from mgg_edge.learn.step import AdaptStep
+
+__all__ = ["RULES", "ExportRequest", "compose"]
+
+logger = logging.getLogger(__name__)
+
+RULES = ("mgg", "adam", "sgd")
+STATISTICS_BATCH = 8
+MAX_SOURCE_IMAGES = 256
+SYNTHETIC_IMAGES = 64
+SYNTHETIC_SEED = 30_000
+IMAGENET_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to compose.
+
+    Attributes:
+        backbone: timm model name.
+        weights: `random`, `pretrained` or the path of a file.
+        seed: of random weights and of an untrained MGG.
+        source_data: directory of clean images, or None for a synthetic set.
+        rule: `mgg`, `adam` or `sgd`.
+        mgg: file of learned numbers, or None for untrained ones.
+        labels: file with one class name a line, or None.
+        learning_rate: α, or None for the rule's own.
+        objective: weights of the loss.
+        image_size: pixels of the square input, or None for the model's own.
+        classes: number of classes, or None for what the weights or the model have.
+    """
+
+    backbone: str
+    weights: str = "random"
+    seed: int = 0
+    source_data: Path | None = None
+    rule: str = "mgg"
+    mgg: Path | None = None
+    labels: Path | None = None
+    learning_rate: float | None = None
+    objective: Objective = dataclasses.field(default_factory=Objective)
+    image_size: int | None = None
+    classes: int | None = None
+
+
+def compose(
+    request: ExportRequest, progress: Progress = lambda _stage, _done, _total: None
+) -> tuple[AdaptStep, tuple[str, ...], Origins]:
+    """Build the step, its class names and where its numbers came from.
+
+    Args:
+        request: what to compose.
+        progress: called with a stage's name, and how much of how much of it is done.
+
+    Raises:
+        UsageError: an argument that cannot be used.
+        WeightsError: weights that do not fit.
+        UnsupportedError: a model that cannot be adapted.
+        SourceError: an image that cannot be read.
+    """
+    rule, rule_origin = _rule(request)
+    backbone = _backbone(request)
+    labels = _labels(request, backbone.classes)
+    statistics, statistics_origin = _statistics(request, backbone, progress)
+    rate = rule.default_learning_rate if request.learning_rate is None else request.learning_rate
+    if not 0.0 < rate <= 1.0:
+        raise UsageError(f"learning rate: expected a number in (0, 1], found {rate}")
+    weights = f"random:{request.seed}" if request.weights == "random" else Path(request.weights).name
+    step = AdaptStep(backbone, request.objective, rule, statistics, rate)
+    return step, labels, Origins(weights, rule_origin, statistics_origin)
+
+
+def _rule(request: ExportRequest) -> tuple[UpdateRule, str]:
+    if request.rule not in RULES:
+        raise UsageError(f"rule: expected one of {', '.join(RULES)}, found '{request.rule}'")
+    if request.mgg is not None and request.rule != "mgg":
+        raise UsageError(f"rule: '{request.rule}' takes no MGG file; leave out --mgg or use --rule mgg")
+    if request.rule != "mgg":
+        return {"adam": Adam, "sgd": Sgd}[request.rule](), ""
+    if request.mgg is None:
+        logger.info("no MGG file: the update rule is an untrained MGG")
+        return MGG(request.seed), f"untrained:{request.seed}"
+    if request.mgg.suffix == ".safetensors":
+        return MGG.load(request.mgg), request.mgg.name
+    return MGG.from_released(read_state_dict(request.mgg)), request.mgg.name
+
+
+def _backbone(request: ExportRequest) -> Backbone:
+    options: dict[str, int] = {}
+    if request.image_size is not None:
+        options["img_size"] = request.image_size
+    if request.classes is not None:
+        options["num_classes"] = request.classes
+    if request.weights in ("random", "pretrained"):
+        return Backbone.create(request.backbone, request.weights, request.seed, **options)
+    weights = read_state_dict(Path(request.weights))
+    if request.classes is None and (head := weights.get("head.weight")) is not None and head.ndim == 2:
+        options["num_classes"] = head.shape[0]
+    try:
+        return Backbone.create(request.backbone, weights, **options)
+    except WeightsError as error:
+        raise WeightsError(f"{request.weights}: {error}") from error
+
+
+def _labels(request: ExportRequest, classes: int) -> tuple[str, ...]:
+    if request.labels is None:
+        return _default_labels(classes)
+    try:
+        lines = request.labels.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{request.labels}: cannot read the class names: {error}") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if len(names) != classes:
+        raise UsageError(f"{request.labels}: expected {classes} class names, one a line, found {len(names)}")
+    return names
+
+
+def _default_labels(classes: int) -> tuple[str, ...]:
+    if classes != IMAGENET_CLASSES:
+        return tuple(f"class {index}" for index in range(classes))
+    info = timm.data.ImageNetInfo("imagenet-1k")
+    return tuple(info.index_to_description(index).split(",")[0] for index in range(classes))
+
+
+def _statistics(request: ExportRequest, backbone: Backbone, progress: Progress) -> tuple[SourceStatistics, str]:
+    size = backbone.preprocess
+    if request.source_data is None:
+        logger.info("no source data: the source statistics come from a seeded synthetic set, not from your images")
+        batches: Iterable[Tensor] = synthetic_frames(SYNTHETIC_IMAGES, size.height, size.width, SYNTHETIC_SEED).split(
+            STATISTICS_BATCH
+        )
+        count, origin = SYNTHETIC_IMAGES, f"synthetic:{SYNTHETIC_SEED}"
+    else:
+        paths = _spread(find_images(request.source_data), MAX_SOURCE_IMAGES)
+        if len(paths) < MIN_SOURCE_IMAGES:
+            raise UsageError(f"{request.source_data}: expected at least {MIN_SOURCE_IMAGES} images, found {len(paths)}")
+        batches = load_images(paths, size, STATISTICS_BATCH)
+        count, origin = len(paths), request.source_data.resolve().name
+    return measure_statistics(backbone, _counted(batches, count, progress)), origin
+
+
+def _spread(paths: list[Path], count: int) -> list[Path]:
+    """At most `count` paths, evenly over the sorted ones, so that folders by class are all represented."""
+    return [paths[index * len(paths) // count] for index in range(count)] if len(paths) > count else paths
+
+
+def _counted(batches: Iterable[Tensor], total: int, progress: Progress) -> Iterator[Tensor]:
+    done = 0
+    for batch in batches:
+        yield batch
+        done += batch.shape[0]
+        progress("source statistics", done, total)

@@ -1,0 +1,151 @@
+"""Does the exported step compute what PyTorch computes?
+
+Two correct float32 implementations part company: the normalised gradient g/√v flips sign where g ≈ 0, and errors
+feed back through θ and the memory. A fixed bound on the state would therefore be wrong both ways. Instead both
+are measured against the same step in float64, each along its own trajectory on the same frames:
+
+    pass  ⇔  ‖engine − float64‖ ≤ 2 · ‖PyTorch float32 − float64‖     for logits, accumulated update and memory,
+             at steps 1, 5, 20 and 50, and every logit within 1e-3 of float64 throughout.
+
+Norms are L2, relative to the float64 value. Distances below float32 resolution pass whatever PyTorch's are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mgg_edge.errors import ParityError
+from mgg_edge.learn.step import AdaptStep
+from mgg_edge.manifest import ParityInfo, ParityRow
+from mgg_edge.runtime.engine import Engine
+
+__all__ = ["REPORTED_STEPS", "check_parity", "measure_parity"]
+
+REPORTED_STEPS = (1, 5, 20, 50)
+MAX_RATIO = 2.0
+MAX_LOGIT_DIFFERENCE = 1e-3
+FLOAT32_RESOLUTION = 2.0**-21
+
+Array = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """What one implementation says after a step; all float64 and flat."""
+
+    logits: Array
+    update: Array
+    memory: Array
+
+
+def measure_parity(
+    step: AdaptStep,
+    engine: Engine,
+    batches: Iterable[Tensor],
+    infer_batch: int,
+    progress: Callable[[int], None] = lambda _step: None,
+) -> ParityInfo:
+    """Run the three implementations over the same batches.
+
+    Args:
+        step: the step in PyTorch.
+        engine: holds the exported step in its initial state; its state is changed.
+        batches: u8[B, H, W, 3] each; one adaptation step is made on each.
+        infer_batch: frames per inference call of the engine, at most B.
+        progress: called with the number of steps made.
+    """
+    reference, single = _TorchRunner(step, torch.float64), _TorchRunner(step, torch.float32)
+    source = step.backbone.theta().double().numpy()
+    rows: list[ParityRow] = []
+    worst, count = 0.0, 0
+    for count, frames in enumerate(batches, start=1):
+        exact, float32, exported = reference(frames), single(frames), _run_engine(engine, frames, source)
+        worst = max(worst, _inference_difference(step, engine, frames[:infer_batch])) if count == 1 else worst
+        worst = max(worst, float(np.abs(exported.logits - exact.logits).max()))
+        if count in REPORTED_STEPS:
+            rows += _rows(count, exact, float32, exported)
+        progress(count)
+    return ParityInfo(engine.name, count, worst, tuple(rows))
+
+
+def check_parity(info: ParityInfo) -> None:
+    """Refuse an export that strays.
+
+    Raises:
+        ParityError: the first row or logit out of bounds, with the figures.
+    """
+    if not info.logits_max <= MAX_LOGIT_DIFFERENCE:
+        raise ParityError(
+            f"parity: a logit of {info.engine} is {info.logits_max:.2e} from float64, "
+            f"expected at most {MAX_LOGIT_DIFFERENCE:.0e}"
+        )
+    for row in info.rows:
+        allowed = max(MAX_RATIO * row.torch_float32, FLOAT32_RESOLUTION)
+        if not row.engine <= allowed:
+            raise ParityError(
+                f"parity: after {row.step} steps the {row.quantity} of {info.engine} is {row.engine:.2e} from float64, "
+                f"expected at most {allowed:.2e} (PyTorch float32: {row.torch_float32:.2e})"
+            )
+
+
+class _TorchRunner:
+    """The step in PyTorch, in one dtype, along its own trajectory."""
+
+    def __init__(self, step: AdaptStep, dtype: torch.dtype) -> None:
+        self._step = step
+        self._constants = step.constants(dtype)
+        self._state = step.initial_state(dtype)
+        self._source = self._state["theta"]
+
+    def __call__(self, frames: Tensor) -> _Snapshot:
+        output = self._step.adapt(frames, self._state, self._constants)
+        self._state = output.state
+        arrays = {name: value.double().numpy() for name, value in output.state.items()}
+        update = (output.state["theta"].double() - self._source.double()).numpy()
+        return _Snapshot(output.logits.double().numpy(), update, _memory(arrays))
+
+
+def _run_engine(engine: Engine, frames: Tensor, source: Array) -> _Snapshot:
+    logits, _ = engine.adapt(frames.numpy())
+    logits = logits.astype(np.float64)
+    engine.commit()
+    arrays = {name: np.asarray(value, np.float64) for name, value in engine.state().items()}
+    return _Snapshot(logits, arrays["theta"] - source, _memory(arrays))
+
+
+def _memory(state: Mapping[str, Array]) -> Array:
+    """The gradient memory, or for rules without one everything the rule remembers."""
+    names = [name for name in state if name.startswith("memory")] or [
+        name for name in state if name not in ("theta", "step")
+    ]
+    return np.concatenate([np.zeros(0), *(state[name].ravel() for name in names)])
+
+
+def _inference_difference(step: AdaptStep, engine: Engine, frames: Tensor) -> float:
+    """Largest logit difference of the infer graph from float64, at the engine's committed θ."""
+    theta = torch.from_numpy(np.array(engine.state()["theta"], np.float64))
+    with torch.no_grad():
+        expected, _ = step.infer(frames, theta, step.constants(torch.float64))
+    logits, _ = engine.infer(frames.numpy())
+    return float(np.abs(logits - expected.numpy()).max())
+
+
+def _rows(count: int, exact: _Snapshot, float32: _Snapshot, exported: _Snapshot) -> list[ParityRow]:
+    rows = []
+    for quantity in ("logits", "update", "memory"):
+        reference = getattr(exact, quantity)
+        if reference.size:
+            distances = [_relative(getattr(other, quantity), reference) for other in (float32, exported)]
+            rows.append(ParityRow(count, quantity, *distances))
+    return rows
+
+
+def _relative(value: Array, reference: Array) -> float:
+    norm = float(np.linalg.norm(reference))
+    return float(np.linalg.norm(value - reference)) / (norm if norm > 0 else 1.0)

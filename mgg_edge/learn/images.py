@@ -1,0 +1,81 @@
+"""Frames to measure and check with: a directory of images, or a seeded synthetic set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms import functional
+from torchvision.transforms.functional import InterpolationMode
+
+from mgg_edge.errors import SourceError, UsageError
+from mgg_edge.manifest import PreprocessInfo
+
+__all__ = ["find_images", "fit_image", "load_images", "synthetic_frames"]
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+
+
+def find_images(directory: Path) -> list[Path]:
+    """Image files below a directory, sorted by path.
+
+    Raises:
+        UsageError: no such directory, or no image in it.
+    """
+    if not directory.is_dir():
+        raise UsageError(f"{directory}: expected a directory of images")
+    paths = sorted(path for path in directory.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not paths:
+        raise UsageError(f"{directory}: found no images ({', '.join(SUFFIXES)})")
+    return paths
+
+
+def load_images(paths: list[Path], info: PreprocessInfo, batch: int) -> Iterator[Tensor]:
+    """Batches u8[≤ batch, H, W, 3] of images at the model's input size.
+
+    Raises:
+        SourceError: a file cannot be read as an image.
+    """
+    for start in range(0, len(paths), batch):
+        yield torch.stack([fit_image(_open(path), info) for path in paths[start : start + batch]])
+
+
+def fit_image(image: Image.Image, info: PreprocessInfo) -> Tensor:
+    """Resize and crop as timm's evaluation transform does: u8[H, W, 3]."""
+    mode = InterpolationMode(info.interpolation)
+    if info.resize == "squash":
+        fitted = functional.resize(image, [info.height, info.width], mode)
+    else:
+        side = math.floor(min(info.height, info.width) / info.crop_fraction)
+        fitted = functional.center_crop(functional.resize(image, [side], mode), [info.height, info.width])
+    return torch.from_numpy(np.array(fitted))
+
+
+def synthetic_frames(count: int, height: int, width: int, seed: int) -> Tensor:
+    """Coloured noise with the 1/f spectrum of photographs, with varying contrast and brightness.
+
+    Returns:
+        u8[count, height, width, 3], the same for the same arguments.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    vertical = torch.fft.fftfreq(height)[:, None] * height
+    horizontal = torch.fft.rfftfreq(width)[None] * width
+    amplitude = 1 / (vertical.square() + horizontal.square()).sqrt().clamp(min=1.0)  # [H, W/2+1]
+    noise = torch.randn(count, 3, height, width, generator=generator)
+    fields = torch.fft.irfft2(torch.fft.rfft2(noise) * amplitude, s=(height, width))
+    fields = fields / fields.std(dim=(1, 2, 3), keepdim=True)
+    contrast = 25 + 50 * torch.rand(count, 1, 1, 1, generator=generator)
+    brightness = 80 + 96 * torch.rand(count, 3, 1, 1, generator=generator)
+    return (brightness + contrast * fields).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path).convert("RGB")
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        raise SourceError(f"{path}: cannot read the image: {error}") from error

@@ -1,0 +1,73 @@
+"""The unsupervised loss of one batch.
+
+    H = mean_x Σ_c −p_c log p_c,   p = softmax(logits)
+    Δ = mean_d (σ_B − σ_S)² + mean_d (μ_B − μ_S)²        over the D features
+    L = w_H · H + λ · Δ
+
+σ_B, μ_B are the unbiased standard deviation and the mean over the batch, σ_S, μ_S the same on source images.
+Source: arXiv 2412.16901, equation 5. The released code sums over features and divides by 64 with λ = 0.4; on
+ViT-B/16 (D = 9,216) that is λ = 0.4 · 9,216 / 64 = 57.6 on the mean, and on the mean λ does not depend on D.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["RELEASED_DIVISOR", "Objective", "ObjectiveTerms"]
+
+RELEASED_DIVISOR = 64
+RELEASED_WEIGHT = 0.4
+VIT_BASE_FEATURES = 9_216
+DEFAULT_DISCREPANCY_WEIGHT = RELEASED_WEIGHT * VIT_BASE_FEATURES / RELEASED_DIVISOR
+
+# √(variance + this): changes σ by less than 1e-9 where σ > 1e-3 and keeps the gradient finite at σ = 0.
+VARIANCE_FLOOR = 1e-12
+
+
+class ObjectiveTerms(NamedTuple):
+    """Scalars: L, H in nats, and Δ before its weight."""
+
+    loss: Tensor
+    entropy: Tensor
+    discrepancy: Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weights of the two terms.
+
+    Attributes:
+        entropy_weight: w_H, at least 0.
+        discrepancy_weight: λ on the mean squared difference, at least 0.
+    """
+
+    entropy_weight: float = 1.0
+    discrepancy_weight: float = DEFAULT_DISCREPANCY_WEIGHT
+
+    def __call__(self, logits: Tensor, features: Tensor, source_mean: Tensor, source_std: Tensor) -> ObjectiveTerms:
+        """Loss of a batch.
+
+        Args:
+            logits: f[B, C].
+            features: f[B, D].
+            source_mean: f[D], μ_S.
+            source_std: f[D], σ_S.
+
+        Raises:
+            ValueError: B < 2, for which the unbiased deviation does not exist.
+        """
+        if features.shape[0] < 2:
+            raise ValueError(f"objective: expected a batch of at least 2 frames, found {features.shape[0]}")
+        log_probability = logits.log_softmax(dim=1)
+        entropy = -(log_probability.exp() * log_probability).sum(dim=1).mean()
+        mean = features.mean(dim=0)
+        variance = (features - mean).square().sum(dim=0) / (features.shape[0] - 1)
+        std = torch.sqrt(variance + VARIANCE_FLOOR)
+        discrepancy = (std - source_std).square().mean() + (mean - source_mean).square().mean()
+        return ObjectiveTerms(
+            self.entropy_weight * entropy + self.discrepancy_weight * discrepancy, entropy, discrepancy
+        )

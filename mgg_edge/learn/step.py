@@ -1,0 +1,120 @@
+"""One adaptation step as a pure function: backbone × objective × update rule.
+
+    adapt(frames, state, constants) -> (logits, diagnostics, new state)
+
+        logits, z = f(frames; θ)          g = ∂L(logits, z)/∂θ          u, rule state = rule(g, rule state)
+        θ ← θ − α u                       the logits returned are those before the update
+
+Everything the step needs beside frames and state is an entry of `constants`, so that the traced graph has
+no baked-in weights and the same function runs in float32 and float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from mgg_edge.learn.backbone import Backbone
+from mgg_edge.learn.objective import Objective
+from mgg_edge.learn.rules import UpdateRule
+from mgg_edge.learn.statistics import SourceStatistics
+
+__all__ = ["AdaptOutput", "AdaptStep"]
+
+RULE_PREFIX = "rule."
+
+
+class AdaptOutput(NamedTuple):
+    """Result of one step.
+
+    Attributes:
+        logits: f[B, C], before the update.
+        entropy, discrepancy, loss: f[], see `Objective`.
+        gradient_norm, update_norm: f[], ‖g‖₂ and ‖αu‖₂.
+        state: the new state by name, `theta` first.
+    """
+
+    logits: Tensor
+    entropy: Tensor
+    discrepancy: Tensor
+    loss: Tensor
+    gradient_norm: Tensor
+    update_norm: Tensor
+    state: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class AdaptStep:
+    """The parts of a step and the numbers they need.
+
+    Attributes:
+        backbone: the classifier.
+        objective: the loss.
+        rule: the update rule.
+        statistics: μ_S and σ_S.
+        learning_rate: α.
+    """
+
+    backbone: Backbone
+    objective: Objective
+    rule: UpdateRule
+    statistics: SourceStatistics
+    learning_rate: float
+
+    def constants(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Everything that stays fixed, by the names used in graphs and files."""
+        learned = {f"{RULE_PREFIX}{name}": value.detach().to(dtype) for name, value in self.rule.named_parameters()}
+        rate = {"learning_rate": torch.tensor(self.learning_rate, dtype=dtype)}
+        return {**self.backbone.constants(dtype), **self.statistics.constants(dtype), **learned, **rate}
+
+    def initial_state(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """θ₀ and the rule's first state, by name."""
+        with torch.no_grad():
+            rule_state = self.rule.init(self.backbone.norms.size, dtype)
+        return {"theta": self.backbone.theta(dtype), **rule_state._asdict()}
+
+    def infer(self, frames: Tensor, theta: Tensor, constants: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits f[B, C] and features f[B, D] of frames u8[B, H, W, 3] with θ [N]."""
+        return self.backbone.forward(frames, self.backbone.split(theta), constants)
+
+    def adapt(self, frames: Tensor, state: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> AdaptOutput:
+        """One step on frames u8[B, H, W, 3], B ≥ 2; `state` is not changed.
+
+        Raises:
+            ValueError: B < 2.
+        """
+
+        def loss(norms: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+            logits, features = self.backbone.forward(frames, norms, constants)
+            terms = self.objective(logits, features, constants["statistics.mean"], constants["statistics.std"])
+            return terms.loss, (logits, terms.entropy, terms.discrepancy)
+
+        theta = state["theta"]
+        gradients, (value, (logits, entropy, discrepancy)) = torch.func.grad_and_value(loss, has_aux=True)(
+            self.backbone.split(theta)
+        )
+        gradient = torch.cat([gradients[name].flatten() for name in self.backbone.norms.names])  # [N]
+        direction, rule_state = self._apply_rule(gradient, state, constants)
+        update = constants["learning_rate"] * direction  # [N]
+        return AdaptOutput(
+            logits=logits,
+            entropy=entropy,
+            discrepancy=discrepancy,
+            loss=value,
+            gradient_norm=gradient.square().sum().sqrt(),
+            update_norm=update.square().sum().sqrt(),
+            state={"theta": theta - update, **rule_state._asdict()},
+        )
+
+    def _apply_rule(self, gradient: Tensor, state: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> Any:
+        learned = {
+            name.removeprefix(RULE_PREFIX): value for name, value in constants.items() if name.startswith(RULE_PREFIX)
+        }
+        template = self.rule.init(1)
+        rule_state = type(template)(**{name: state[name] for name in template._fields})
+        return functional_call(self.rule, learned, (gradient, rule_state))

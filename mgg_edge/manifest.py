@@ -1,0 +1,290 @@
+"""What a bundle says about itself: the typed, validated content of `manifest.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mgg_edge import schema
+from mgg_edge.errors import ManifestError, StateError
+from mgg_edge.norms import NormLayout, NormParameter
+from mgg_edge.state import TensorSpec
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "BackboneInfo",
+    "Manifest",
+    "MemberInfo",
+    "ObjectiveInfo",
+    "ParityInfo",
+    "ParityRow",
+    "PreprocessInfo",
+    "RuleInfo",
+    "StatisticsInfo",
+]
+
+SCHEMA_VERSION = 1
+RESIZE_RULES = ("shortest-side", "squash")
+INTERPOLATIONS = ("bicubic", "bilinear")
+# Names of the graphs' other inputs and outputs; a state tensor x has the output x_out.
+RESERVED_NAMES = (
+    "frames",
+    "logits",
+    "features",
+    "entropy",
+    "discrepancy",
+    "loss",
+    "gradient_norm",
+    "update_norm",
+)
+_STATE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*", re.ASCII)
+MAX_EDGE_PIXELS = 4096
+MAX_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """The classifier.
+
+    Attributes:
+        name: timm model name.
+        weights: where the weights came from, for people: a file name, `pretrained:<tag>` or `random:<seed>`.
+        classes: C, number of logits, at least 2.
+        features: D, length of the feature vector the discrepancy is measured on.
+    """
+
+    name: str
+    weights: str
+    classes: int
+    features: int
+
+
+@dataclass(frozen=True)
+class PreprocessInfo:
+    """How a picture becomes a model input, before the graph casts and normalises it.
+
+    Attributes:
+        height, width: model input size, pixels.
+        resize: `shortest-side` keeps the aspect ratio, `squash` does not.
+        crop_fraction: side of the centre crop over the side of the resized picture, in (0, 1].
+        interpolation: `bicubic` or `bilinear`.
+        mean, std: per-channel RGB normalisation on the 0–1 scale; applied inside the graphs.
+    """
+
+    height: int
+    width: int
+    resize: str
+    crop_fraction: float
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ObjectiveInfo:
+    """Weights of the loss: L = entropy_weight · H + discrepancy_weight · mean-squared discrepancy."""
+
+    entropy_weight: float
+    discrepancy_weight: float
+
+
+@dataclass(frozen=True)
+class RuleInfo:
+    """The update rule θ ← θ − learning_rate · u.
+
+    Attributes:
+        name: `mgg`, `adam` or `sgd`.
+        learning_rate: α, positive.
+        options: the rule's other settings, by name.
+        origin: where learned parameters came from, for people; empty for rules without any.
+    """
+
+    name: str
+    learning_rate: float
+    options: dict[str, float | str]
+    origin: str
+
+
+@dataclass(frozen=True)
+class StatisticsInfo:
+    """Source statistics: what they were taken from and over how many images (at least 32)."""
+
+    source: str
+    images: int
+
+
+@dataclass(frozen=True)
+class ParityRow:
+    """Distances from the float64 reference after `step` adaptation steps, for one quantity.
+
+    Attributes:
+        step: updates made.
+        quantity: `logits`, `update` (θ − θ₀) or `memory`.
+        torch_float32: relative L2 distance of PyTorch float32 from the reference.
+        engine: relative L2 distance of the exported step from the reference.
+    """
+
+    step: int
+    quantity: str
+    torch_float32: float
+    engine: float
+
+
+@dataclass(frozen=True)
+class ParityInfo:
+    """Outcome of the numeric check that every export must pass.
+
+    Attributes:
+        engine: name and version of the engine compared.
+        steps: adaptation steps run.
+        logits_max: largest |logit difference| between the engine and PyTorch float32 over all steps and inference.
+        rows: distances from float64 at the reported steps.
+    """
+
+    engine: str
+    steps: int
+    logits_max: float
+    rows: tuple[ParityRow, ...]
+
+
+@dataclass(frozen=True)
+class MemberInfo:
+    """Size in bytes and SHA-256 (64 hex digits) of one member of the bundle."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything the run time must know that is not a tensor or a graph.
+
+    Attributes:
+        schema: version of this structure, `SCHEMA_VERSION`.
+        producer: package versions that wrote the bundle.
+        labels: C class names, in logit order.
+        norms: adaptable parameters in θ order.
+        state: state tensors in graph order; the first is `theta` f32[N].
+        infer_batch: frames per call of the infer graph.
+        adapt_batch: B, frames per call of the adapt graph, at least 2.
+        opset: ONNX operator set of the graphs.
+        members: every other member of the bundle.
+
+    Raises:
+        ManifestError: a field has a value out of its range or two fields contradict each other.
+    """
+
+    schema: int
+    producer: dict[str, str]
+    backbone: BackboneInfo
+    preprocess: PreprocessInfo
+    objective: ObjectiveInfo
+    rule: RuleInfo
+    statistics: StatisticsInfo
+    labels: tuple[str, ...]
+    norms: tuple[NormParameter, ...]
+    state: tuple[TensorSpec, ...]
+    infer_batch: int
+    adapt_batch: int
+    opset: int
+    parity: ParityInfo | None
+    members: dict[str, MemberInfo]
+
+    def __post_init__(self) -> None:
+        for field, check in _CHECKS.items():
+            value: object = self
+            for part in field.split("."):
+                value = getattr(value, part)
+            expected, holds = check
+            if not holds(value):
+                raise ManifestError(f"manifest.{field}: expected {expected}, found {value!r}")
+        self._check_agreement()
+
+    def _check_agreement(self) -> None:
+        if len(self.labels) != self.backbone.classes:
+            raise ManifestError(
+                f"manifest.labels: expected {self.backbone.classes} names (backbone.classes), found {len(self.labels)}"
+            )
+        try:
+            size = self.layout.size
+        except StateError as error:
+            raise ManifestError(f"manifest.norms: {error}") from error
+        theta = TensorSpec("theta", "float32", (size,))
+        if not self.state or self.state[0] != theta:
+            found = self.state[0] if self.state else "nothing"
+            raise ManifestError(f"manifest.state[0]: expected {theta}, found {found}")
+        counts = Counter(spec.name for spec in self.state)
+        for index, spec in enumerate(self.state):
+            if counts[spec.name] > 1:
+                raise ManifestError(f"manifest.state[{index}].name: '{spec.name}' appears more than once")
+            if not _STATE_NAME.fullmatch(spec.name) or spec.name in RESERVED_NAMES or spec.name.endswith("_out"):
+                raise ManifestError(
+                    f"manifest.state[{index}].name: expected letters, digits and '_' and none of the graphs' own "
+                    f"names, found '{spec.name}'"
+                )
+            if spec.dtype != "float32" or any(extent < 1 for extent in spec.shape):
+                raise ManifestError(f"manifest.state[{index}]: expected float32 and a positive shape, found {spec}")
+        for name, member in self.members.items():
+            if member.size < 0 or not re.fullmatch(r"[0-9a-f]{64}", member.sha256):
+                raise ManifestError(f"manifest.members.{name}: expected a size and 64 hex digits, found {member}")
+
+    @property
+    def layout(self) -> NormLayout:
+        """Where each adaptable parameter stands in θ."""
+        return NormLayout(self.norms)
+
+    def to_json(self) -> bytes:
+        """Canonical JSON bytes of this manifest."""
+        return schema.to_json(self)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Manifest:
+        """Parse and validate `manifest.json`.
+
+        Raises:
+            ManifestError: the first field that does not fit: its path, what was expected, what was found.
+        """
+        return schema.from_json(cls, data)
+
+    def replace(self, **changes: object) -> Manifest:
+        """A copy with some fields changed, validated again."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+
+def _between(low: float, high: float) -> tuple[str, Callable[[object], bool]]:
+    return f"a number from {low} to {high}", lambda value: isinstance(value, (int, float)) and low <= value <= high
+
+
+def _one_of(*choices: object) -> tuple[str, Callable[[object], bool]]:
+    return "one of " + ", ".join(map(str, choices)), lambda value: value in choices
+
+
+def _channels(low: float) -> tuple[str, Callable[[object], bool]]:
+    return (
+        f"three numbers above {low}",
+        lambda value: isinstance(value, tuple) and len(value) == 3 and all(number > low for number in value),
+    )
+
+
+_CHECKS: dict[str, tuple[str, Callable[[object], bool]]] = {
+    "schema": _one_of(SCHEMA_VERSION),
+    "backbone.classes": _between(2, 1_000_000),
+    "backbone.features": _between(1, 10_000_000),
+    "preprocess.height": _between(1, MAX_EDGE_PIXELS),
+    "preprocess.width": _between(1, MAX_EDGE_PIXELS),
+    "preprocess.resize": _one_of(*RESIZE_RULES),
+    "preprocess.crop_fraction": _between(0.01, 1.0),
+    "preprocess.interpolation": _one_of(*INTERPOLATIONS),
+    "preprocess.mean": _channels(-1e3),
+    "preprocess.std": _channels(0.0),
+    "objective.entropy_weight": _between(0.0, 1e6),
+    "objective.discrepancy_weight": _between(0.0, 1e6),
+    "rule.learning_rate": _between(1e-12, 1e3),
+    "statistics.images": _between(32, 1e12),
+    "infer_batch": _between(1, MAX_BATCH),
+    "adapt_batch": _between(2, MAX_BATCH),
+    "opset": _between(17, 25),
+}

@@ -1,0 +1,19 @@
+"""The device half: load a bundle, predict, adapt, guard. Needs neither PyTorch nor the onnx package.
+
+    from mgg_edge.runtime import Adapter
+
+    with Adapter.open("model.mgg") as adapter:
+        for frame in frames:  # u8[H,W,3] RGB
+            prediction = adapter(frame)
+
+The inference engine and the video library are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from mgg_edge.runtime.adapter import Adapter, Counters, Prediction
+from mgg_edge.runtime.bundle import Bundle
+from mgg_edge.runtime.engine import Diagnostics, Engine, open_engine
+from mgg_edge.runtime.guard import StepLimits
+
+__all__ = ["Adapter", "Bundle", "Counters", "Diagnostics", "Engine", "Prediction", "StepLimits", "open_engine"]

@@ -1,0 +1,193 @@
+"""Facts about the machine, and whether a bundle computes here what it computed where it was made.
+
+Nothing here imports a package only to learn its version: PyTorch alone takes seconds.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mgg_edge.runtime.bundle import Bundle
+from mgg_edge.runtime.engine import Engine
+
+__all__ = [
+    "LOGITS_LIMIT",
+    "UPDATE_LIMIT",
+    "Environment",
+    "SelfTest",
+    "engine_providers",
+    "environment",
+    "import_time_ms",
+    "jetson_release",
+    "package_versions",
+    "self_test",
+]
+
+REQUIRED = ("numpy", "safetensors", "av", "pillow")
+ENGINES = ("onnxruntime", "onnxruntime-gpu")
+OPTIONAL = ("tensorrt", "tensorrt-rtx-cu13", "torch", "torchvision", "timm", "onnx")
+ENGINE_INSTALL = "pip install 'mgg-edge[cpu]'"
+IMPORT_TIMEOUT_S = 60
+
+LOGITS_LIMIT = 1e-3  # largest |difference|; the same that an export must hold
+# Relative L2 of one update. Correct float32 engines differ by about 1e-3, as g/|g| flips its sign where g is near 0.
+UPDATE_LIMIT = 1e-2
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Facts about this machine.
+
+    Attributes:
+        python, system, machine: version of Python, the operating system, the processor architecture.
+        cores: processor cores this process may use.
+        jetson: the L4T release line of a Jetson, or None elsewhere.
+        packages: version by distribution name; None where it is not installed.
+        providers: execution providers of ONNX Runtime, best first; empty without it.
+        import_ms: time to import `mgg_edge.runtime` in a fresh process, or None if that failed.
+        problems: what keeps the run time from working, each with the line that mends it.
+    """
+
+    python: str
+    system: str
+    machine: str
+    cores: int
+    jetson: str | None
+    packages: Mapping[str, str | None]
+    providers: tuple[str, ...]
+    import_ms: float | None
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """A bundle's recorded results against this machine's.
+
+    Attributes:
+        engine: name and version of the engine.
+        infer_logits: largest |difference| of the logits of plain inference.
+        adapt_logits: largest |difference| of the logits of an adaptation step.
+        update: relative L2 distance of θ's first update from the recorded one.
+    """
+
+    engine: str
+    infer_logits: float
+    adapt_logits: float
+    update: float
+
+    @property
+    def passed(self) -> bool:
+        """Every difference is within its limit; NaN is not."""
+        return max(self.infer_logits, self.adapt_logits) <= LOGITS_LIMIT and self.update <= UPDATE_LIMIT
+
+
+def environment() -> Environment:
+    """Gather the facts; takes about a second, as it starts one fresh Python."""
+    packages = package_versions()
+    providers, engine_problem = engine_providers()
+    problems = [f"{name} is not installed: pip install {name}" for name in REQUIRED if packages[name] is None]
+    if engine_problem is not None:
+        problems.append(engine_problem)
+    import_ms = import_time_ms()
+    if import_ms is None and not problems:
+        problems.append("mgg_edge.runtime cannot be imported: pip install --force-reinstall mgg-edge")
+    return Environment(
+        python=platform.python_version(),
+        system=platform.platform(),
+        machine=platform.machine(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        jetson=jetson_release(),
+        packages=packages,
+        providers=providers,
+        import_ms=import_ms,
+        problems=tuple(problems),
+    )
+
+
+def package_versions(lookup: Callable[[str], str] = importlib.metadata.version) -> dict[str, str | None]:
+    """Installed versions of the packages that matter, from their metadata.
+
+    Args:
+        lookup: version of a distribution; raises `PackageNotFoundError` where there is none.
+    """
+    versions: dict[str, str | None] = {}
+    for name in (*REQUIRED, *ENGINES, *OPTIONAL):
+        try:
+            versions[name] = lookup(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def engine_providers() -> tuple[tuple[str, ...], str | None]:
+    """ONNX Runtime's execution providers, and what is wrong if there are none."""
+    try:
+        import onnxruntime
+    except ImportError as error:  # also a wheel whose shared libraries do not fit this machine
+        return (), f"onnxruntime cannot be imported ({error}): {ENGINE_INSTALL}"
+    return tuple(onnxruntime.get_available_providers()), None
+
+
+def jetson_release(path: Path = Path("/etc/nv_tegra_release")) -> str | None:
+    """The L4T release of a Jetson, such as `R36.4.3`; None on other machines."""
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"R(\d+)\D+REVISION:\s*([\d.]+)", text)
+    return f"R{found[1]}.{found[2]}" if found else text.strip().partition("\n")[0]
+
+
+def import_time_ms() -> float | None:
+    """Milliseconds to import `mgg_edge.runtime` in a fresh process; None if it cannot be imported."""
+    code = "import time; s = time.perf_counter(); import mgg_edge.runtime; print((time.perf_counter() - s) * 1e3)"
+    try:
+        done = subprocess.run(  # noqa: S603 - this interpreter with a fixed program
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S, check=True
+        )
+    except (subprocess.SubprocessError, OSError):
+        return None
+    return round(float(done.stdout), 1)
+
+
+def self_test(bundle: Bundle, engine: Engine) -> SelfTest:
+    """Run a bundle's recorded frames through an engine that holds the initial state.
+
+    Args:
+        bundle: its self-test has `frames` u8[B,H,W,3], `infer.logits` f32[b,C], `adapt.logits` f32[B,C], `adapt.theta`.
+        engine: freshly opened on this bundle; nothing is committed to it.
+
+    Raises:
+        EngineError: the engine cannot run the graphs.
+    """
+    recorded = bundle.self_test
+    frames = np.asarray(recorded["frames"], np.uint8)
+    infer_logits, _ = engine.infer(frames[: bundle.manifest.infer_batch])
+    infer_difference = _largest(infer_logits, recorded["infer.logits"])
+    adapt_logits, _ = engine.adapt(frames)
+    source = np.asarray(bundle.initial_state["theta"], np.float64)
+    update, expected = (
+        np.asarray(theta, np.float64) - source for theta in (engine.candidate["theta"], recorded["adapt.theta"])
+    )
+    return SelfTest(
+        engine=engine.name,
+        infer_logits=infer_difference,
+        adapt_logits=_largest(adapt_logits, recorded["adapt.logits"]),
+        update=float(np.linalg.norm(update - expected) / np.linalg.norm(expected)),
+    )
+
+
+def _largest(found: npt.NDArray[np.generic], expected: npt.NDArray[np.generic]) -> float:
+    return float(np.abs(np.asarray(found, np.float64) - np.asarray(expected, np.float64)).max())

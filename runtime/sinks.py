@@ -1,0 +1,224 @@
+"""Where predictions go: JSON lines on a stream, an annotated video in a file.
+
+A video is written beside its target under a temporary name and takes the target's name when it is complete:
+whatever happens, the target is either what it was before or a whole video.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol, TextIO, cast
+
+import av
+from av.error import FFmpegError
+
+from mgg_edge.errors import MissingDependencyError, SinkError, UsageError
+from mgg_edge.runtime.adapter import Prediction
+from mgg_edge.runtime.overlay import Caption, Overlay
+from mgg_edge.runtime.video import Frame
+
+__all__ = ["VIDEO_SUFFIXES", "AnnotatedVideo", "JsonLines", "Sink"]
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi")
+# Best first. Quality is near-transparent: captions must stay readable.
+ENCODERS: Mapping[str, Mapping[str, str]] = {
+    "libx264": {"preset": "veryfast", "crf": "20"},
+    "mpeg4": {"flags": "+qscale", "global_quality": "354"},  # 3 on its scale from 1 (best) to 31, times 118
+}
+
+_logger = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """A destination for predictions; exactly one of `close` and `abort` ends it, more calls do nothing."""
+
+    def write(self, frame: Frame, prediction: Prediction) -> None:
+        """Take one prediction.
+
+        Raises:
+            SinkError: it cannot be written; the sink has undone what it began.
+        """
+
+    def close(self) -> None:
+        """Complete the output.
+
+        Raises:
+            SinkError: it cannot be completed.
+        """
+
+    def abort(self) -> None:
+        """Leave nothing half-written behind."""
+
+
+class JsonLines:
+    """One JSON object a line: `frame, time_s, label, probability, entropy, step, adapted`.
+
+    A reader that goes away raises `BrokenPipeError`, which `session.run` takes as a request to stop.
+
+    Args:
+        stream: text stream; each line is flushed, so that a reader sees it at once.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, frame: Frame, prediction: Prediction) -> None:
+        """Write one frame's line; numbers that are not finite become null, as JSON has none."""
+        self._line(
+            {
+                "frame": frame.index,
+                "time_s": round(frame.time_s, 6),
+                "label": prediction.label,
+                "probability": _finite(prediction.probability),
+                "entropy": _finite(prediction.entropy),
+                "step": prediction.step,
+                "adapted": prediction.adapted,
+            }
+        )
+
+    def summary(self, summary: Mapping[str, Any]) -> None:
+        """Write the last line, `{"summary": …}`."""
+        self._line({"summary": summary})
+
+    def close(self) -> None:
+        """Nothing to complete: every line was flushed."""
+
+    def abort(self) -> None:
+        """Nothing to undo: every line was flushed."""
+
+    def _line(self, value: Mapping[str, Any]) -> None:
+        try:
+            self._stream.write(json.dumps(value, allow_nan=False) + "\n")
+            self._stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise SinkError(f"standard output: cannot write: {error.strerror or error}") from error
+
+
+class AnnotatedVideo:
+    """The pictures with label, probability, `source` or `adapted (step n)`, and a sparkline of the entropy.
+
+    Args:
+        path: target; its suffix (`VIDEO_SUFFIXES`) names the container. Replaced if it exists, when complete.
+        width, height: size of the source pictures, pixels. Odd ones are padded by a row or column.
+        rate: pictures per second.
+
+    Attributes:
+        codec: encoder in use: `libx264`, or `mpeg4` where there is no other.
+        frames: pictures written so far.
+        completed: the target has its name and is whole.
+
+    Raises:
+        UsageError: the suffix is unknown or the target is a directory.
+        SinkError: the target cannot be created.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], width: int, height: int, rate: Fraction) -> None:
+        self.path = Path(path)
+        self.frames = 0
+        self.completed = False
+        self._overlay = Overlay(width, height)
+        self._temporary = _create_temporary(self.path)
+        self._container: av.container.OutputContainer | None = None
+        with self._undone_on_failure():
+            self.codec = _encoder()
+            self._container = av.open(str(self._temporary), "w")
+            stream = self._container.add_stream(self.codec, rate=rate, options=dict(ENCODERS[self.codec]))
+            self._stream = cast(av.VideoStream, stream)
+            self._stream.width, self._stream.height = self._overlay.size
+            self._stream.pix_fmt = "yuv420p"
+            self._time_base = 1 / rate
+        _logger.info("writing %s (%dx%d, encoder %s)", self.path, *self._overlay.size, self.codec)
+
+    def write(self, frame: Frame, prediction: Prediction) -> None:
+        """Annotate one picture and encode it.
+
+        Raises:
+            SinkError: the encoder or the disk refuses it; the temporary file is gone, the target untouched.
+        """
+        caption = Caption(prediction.label, prediction.probability, prediction.entropy, prediction.step)
+        if self._container is None:
+            raise SinkError(f"{self.path}: the video was completed or given up already")
+        with self._undone_on_failure():
+            picture = av.VideoFrame.from_ndarray(self._overlay.draw(frame.image, caption), format="rgb24")
+            picture.pts = self.frames
+            picture.time_base = self._time_base
+            self._container.mux(self._stream.encode(picture))
+        self.frames += 1
+
+    def close(self) -> None:
+        """Complete the file and give it its name; without any picture, leave none.
+
+        Raises:
+            SinkError: the disk refuses; the temporary file is gone, the target untouched.
+        """
+        if self._container is None:
+            return
+        if not self.frames:
+            self.abort()
+            return
+        with self._undone_on_failure():
+            self._container.mux(self._stream.encode(None))
+            self._container.close()
+            with self._temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(self._temporary, self.path.resolve())  # through a link, not over it
+        self._container = None
+        self.completed = True
+
+    def abort(self) -> None:
+        """Delete what was written; the target stays as it was."""
+        container, self._container = self._container, None
+        try:
+            if container is not None:
+                container.close()
+        except (FFmpegError, OSError, ValueError) as error:
+            _logger.debug("%s: closing an abandoned video: %s", self.path, error)
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _undone_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except (FFmpegError, OSError) as error:
+            self.abort()
+            raise SinkError(f"{self.path}: cannot write the video: {error.strerror or error}") from error
+        except BaseException:
+            self.abort()
+            raise
+
+
+def _create_temporary(path: Path) -> Path:
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        raise UsageError(f"{path}: expected a video file ending in {', '.join(VIDEO_SUFFIXES)}, found '{path.suffix}'")
+    target = path.resolve()
+    if target.exists() and not target.is_file():
+        raise UsageError(f"{path}: expected a file to write, found a directory or device")
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix.lower())
+        os.close(handle)
+        os.chmod(name, 0o644)  # mkstemp lets nobody else read
+    except OSError as error:
+        raise SinkError(f"{path}: cannot write here: {error.strerror or error}") from error
+    return Path(name)
+
+
+def _encoder() -> str:
+    for name in ENCODERS:
+        if name in av.codecs_available:
+            return name
+    raise MissingDependencyError(f"PyAV has none of the encoders {', '.join(ENCODERS)}: pip install --upgrade av")
+
+
+def _finite(number: float) -> float | None:
+    return float(number) if math.isfinite(number) else None

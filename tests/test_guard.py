@@ -1,0 +1,98 @@
+"""The guard refuses every unsound step, and NaN never passes a comparison."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from mgg_edge.errors import UsageError
+from mgg_edge.manifest import RuleInfo
+from mgg_edge.runtime.engine import Diagnostics
+from mgg_edge.runtime.guard import StepLimits, check_step, default_limits
+from mgg_edge.state import AdaptState
+
+SOUND = Diagnostics(entropy=0.7, discrepancy=0.1, loss=0.8, gradient_norm=2.0, update_norm=1.0)
+LIMITS = StepLimits(max_update=0.01)
+NOT_FINITE = [math.nan, math.inf, -math.inf]
+
+
+def state(theta: float = 0.0, m: float = 0.0, size: int = 5) -> AdaptState:
+    return AdaptState({"theta": np.full(size, theta, np.float32), "m": np.full(size, m, np.float32)})
+
+
+def with_one(name: str, value: float) -> AdaptState:
+    arrays = {key: array.copy() for key, array in state().items()}
+    arrays[name][-1] = value
+    return AdaptState(arrays)
+
+
+def test_a_sound_step_passes():
+    assert check_step(state(), state(0.005, m=100.0), SOUND, LIMITS) is None
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+@pytest.mark.parametrize("name", ["theta", "m"])
+def test_state_must_be_finite(name: str, value: float):
+    assert check_step(state(), with_one(name, value), SOUND, StepLimits(math.inf)) == f"state '{name}' is not finite"
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+@pytest.mark.parametrize("name", Diagnostics._fields)
+def test_diagnostics_must_be_finite(name: str, value: float):
+    assert check_step(state(), state(), SOUND._replace(**{name: value}), LIMITS) == f"{name} is not finite"
+
+
+@pytest.mark.parametrize("value", [0.011, -0.011, 1.0, 3e38])
+def test_one_scalar_that_moves_too_far_is_enough(value: float):
+    assert "further" in (check_step(state(), with_one("theta", value), SOUND, LIMITS) or "")
+
+
+def test_the_bound_itself_is_allowed():
+    assert check_step(state(), with_one("theta", 0.5), SOUND, StepLimits(0.5)) is None
+
+
+def test_the_difference_does_not_overflow():
+    far = StepLimits(max_update=1e39)
+    assert check_step(with_one("theta", -3e38), with_one("theta", 3e38), SOUND, far) is None
+
+
+def test_a_previous_state_with_nan_never_passes():
+    assert check_step(with_one("theta", math.nan), state(), SOUND, StepLimits(math.inf)) is not None
+
+
+@pytest.mark.parametrize(
+    "candidate",
+    [
+        state(size=6),
+        AdaptState({"theta": np.zeros(5, np.float64), "m": np.zeros(5, np.float32)}),
+        AdaptState({"theta": np.zeros(5, np.float32)}),
+        AdaptState({"m": np.zeros(5, np.float32), "theta": np.zeros(5, np.float32)}),
+    ],
+    ids=["shape", "dtype", "missing", "order"],
+)
+def test_the_candidate_must_look_like_the_state(candidate: AdaptState):
+    assert "expected" in (check_step(state(), candidate, SOUND, LIMITS) or "")
+
+
+@pytest.mark.parametrize("bound", [math.nan, -1e-9, -math.inf])
+def test_limits_are_checked(bound: float):
+    with pytest.raises(UsageError, match=r"limits\.max_update: expected a number of at least 0"):
+        StepLimits(bound)
+
+
+@pytest.mark.parametrize(("rule", "update"), [("mgg", 1.0), ("adam", 1.0), ("adam", 9.0)])
+def test_default_limits_let_sound_steps_pass(rule: str, update: float):
+    rate = 1e-3
+    limits = default_limits(RuleInfo(rule, rate, {}, ""))
+    before = np.linspace(-8, 8, 1001, dtype=np.float32)  # rounding of θ is part of the step
+    after = before - np.float32(rate * update)
+    assert check_step(AdaptState({"theta": before}), AdaptState({"theta": after}), SOUND, limits) is None
+
+
+@pytest.mark.parametrize(("rule", "update"), [("mgg", 1.5), ("adam", 15.0), ("sgd", 101.0)])
+def test_default_limits_refuse_more_than_the_rule_can_do(rule: str, update: float):
+    rate = 1e-3
+    limits = default_limits(RuleInfo(rule, rate, {}, ""))
+    assert check_step(state(), state(rate * update), SOUND, limits) is not None
