@@ -44,7 +44,6 @@ def log_to_terminal() -> Console:
     console = Console(stderr=True)
     logger = logging.getLogger("mgg_edge")
     logger.setLevel(logging.INFO)
-    logger.propagate = False
     logger.handlers[:] = [_ConsoleHandler(console)]
     return console
 

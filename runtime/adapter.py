@@ -33,6 +33,7 @@ __all__ = ["SCHEDULES", "Adapter", "Counters", "Prediction"]
 SCHEDULES = ("always", "off")
 # Percentiles of the latest frames; a stream has no end, the memory for its times must have one.
 MAX_TIMES = 1 << 16
+MAX_LOGGED_REASONS = 50
 _logger = logging.getLogger(__name__)
 
 
@@ -257,7 +258,7 @@ class Adapter:
     def _reject(self, reason: str) -> None:
         self._last_rejection = reason
         self._counters = replace(self._counters, adapt_rejected=self._counters.adapt_rejected + 1)
-        if reason not in self._logged:
+        if reason not in self._logged and len(self._logged) < MAX_LOGGED_REASONS:
             self._logged.add(reason)
             _logger.warning("adaptation step refused: %s", reason)
 

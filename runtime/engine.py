@@ -29,7 +29,7 @@ class Diagnostics(NamedTuple):
         discrepancy: mean squared distance of the batch's feature statistics from the source's.
         loss: what the gradient was taken of.
         gradient_norm: ‖∂loss/∂θ‖₂.
-        update_norm: ‖u‖₂, before the learning rate.
+        update_norm: ‖αu‖₂, the length of the step in θ.
     """
 
     entropy: float

@@ -29,6 +29,11 @@ __all__ = ["check_picture", "fit", "resized_size"]
 Picture: TypeAlias = "npt.NDArray[np.uint8] | av.VideoFrame"
 # Beyond this a picture is cropped before it is resized: a strip of 1 × 10,000 pixels would become gigabytes.
 MAX_ASPECT_EXCESS = 4
+# swscale's flags as numbers: PyAV names all of them only from version 18 on.
+_FILTERS = {"bilinear": 0x2, "bicubic": 0x4}
+_FULL_CHROMA_INT, _FULL_CHROMA_INPUT, _ACCURATE_ROUNDING, _BIT_EXACT = 0x2000, 0x4000, 0x40000, 0x80000
+# Bit-exact, so that a frame does not depend on the processor's vector width; full chroma for YUV sources.
+_EXACT = _FULL_CHROMA_INT | _FULL_CHROMA_INPUT | _ACCURATE_ROUNDING | _BIT_EXACT
 _local = threading.local()
 
 
@@ -100,15 +105,12 @@ def _centre(picture: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArra
 
 def _scale(picture: Picture, size: tuple[int, int], interpolation: str) -> npt.NDArray[np.uint8]:
     import av
-    from av.video.reformatter import Interpolation, VideoReformatter
+    from av.video.reformatter import VideoReformatter
 
-    filters = {"bicubic": Interpolation.BICUBIC, "bilinear": Interpolation.BILINEAR}
-    # Bit-exact, so that a frame does not depend on the processor's vector width; full chroma for YUV sources.
-    full_chroma = Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-    flags = filters[interpolation] | Interpolation.ACCURATE_RND | Interpolation.BITEXACT | full_chroma
     if not hasattr(_local, "reformatter"):
         _local.reformatter = VideoReformatter()  # keeps its tables while sizes stay the same
     height, width = size
+    flags = _FILTERS[interpolation] | _EXACT
     try:
         if isinstance(picture, np.ndarray):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")

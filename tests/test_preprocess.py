@@ -170,7 +170,7 @@ class TestRefusals:
     def test_what_the_scaler_raises_is_mapped(self, monkeypatch: pytest.MonkeyPatch):
         class Failing:
             def reformat(self, *_, **__):
-                raise av.error.ValueError(22, "Invalid argument")
+                raise av.FFmpegError(22, "Invalid argument")
 
         monkeypatch.setattr(preprocess._local, "reformatter", Failing(), raising=False)
         with pytest.raises(SourceError, match="cannot be resized to 330 x 248 pixels: .*Invalid argument"):

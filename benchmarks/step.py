@@ -1,0 +1,124 @@
+"""What a step costs: forward and adaptation step of the exported bundle beside PyTorch, in one run.
+
+    python benchmarks/step.py [--backbone NAME] [--batch B] [--threads T] [--repeats R]
+
+Prints a table and, last, one JSON line. Implementations alternate within every repeat, so that a busy machine slows all
+of them;
+figures are medians. After timing, the exported step is compared with PyTorch's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mgg_edge.export import ExportRequest, compose, export_bundle
+from mgg_edge.learn import AdaptStep
+from mgg_edge.learn.images import synthetic_frames
+from mgg_edge.runtime import Bundle
+from mgg_edge.runtime.onnxruntime_engine import OnnxRuntimeEngine
+
+MAX_UPDATE_DISTANCE = 1e-3  # relative L2, both float32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="vit_tiny_patch16_224")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=15)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    step, labels, origins = compose(ExportRequest(options.backbone))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.mgg"
+        start = time.perf_counter()
+        # The infer graph gets the step's batch, so that both do the same forward; the check is timed apart.
+        export_bundle(
+            step,
+            path,
+            adapt_batch=options.batch,
+            infer_batch=options.batch,
+            labels=labels,
+            origins=origins,
+            parity_steps=1,
+        )
+        export_s, size_bytes = time.perf_counter() - start, path.stat().st_size
+        engine = OnnxRuntimeEngine(Bundle.load(path), threads=options.threads)
+
+    size = step.backbone.preprocess
+    frames = synthetic_frames(options.batch, size.height, size.width, 0)
+    times_ms = measure(runners(step, engine, frames), options.repeats)
+    distance = update_distance(step, engine, frames)
+    if not distance <= MAX_UPDATE_DISTANCE:
+        raise SystemExit(f"the exported update is {distance:.1e} from PyTorch's")
+    report(options, times_ms, {"export_s": export_s, "bundle_mb": size_bytes / 1e6, "update_distance": distance})
+
+
+def runners(step: AdaptStep, engine: OnnxRuntimeEngine, frames: torch.Tensor) -> dict[str, Callable[[], object]]:
+    constants, state, pixels = step.constants(), step.initial_state(), frames.numpy()
+    norms = step.backbone.split(state["theta"])
+
+    def torch_forward() -> object:
+        with torch.no_grad():
+            return step.backbone.forward(frames, norms, constants)
+
+    return {
+        "forward": lambda: engine.infer(pixels),
+        "step": lambda: engine.adapt(pixels),
+        "torch_forward": torch_forward,
+        "torch_step": lambda: step.adapt(frames, state, constants),
+    }
+
+
+def measure(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    times_ms: dict[str, list[float]] = {name: [] for name in functions}
+    for repeat in range(repeats + 2):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            if repeat >= 2:  # the first two warm up
+                times_ms[name].append((time.perf_counter() - start) * 1e3)
+    return times_ms
+
+
+def update_distance(step: AdaptStep, engine: OnnxRuntimeEngine, frames: torch.Tensor) -> float:
+    source = step.backbone.theta().numpy()
+    expected = step.adapt(frames, step.initial_state(), step.constants()).state["theta"].numpy() - source
+    engine.adapt(frames.numpy())
+    found = engine.candidate["theta"] - source
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def report(options: argparse.Namespace, times_ms: dict[str, list[float]], facts: dict[str, float]) -> None:
+    medians = {name: statistics.median(values) for name, values in times_ms.items()}
+    print(f"{options.backbone}, batch {options.batch}, {options.threads} threads, {options.repeats} repeats")
+    print(f"{'':14} {'median ms':>10} {'min':>8} {'max':>8}")
+    for name, values in times_ms.items():
+        print(f"{name:14} {medians[name]:10.1f} {min(values):8.1f} {max(values):8.1f}")
+    ratios = {
+        "step_over_forward": medians["step"] / medians["forward"],
+        "torch_step_over_step": medians["torch_step"] / medians["step"],
+    }
+    for name, value in {**ratios, **facts}.items():
+        print(f"{name:22} {value:.3g}")
+    result = {"backbone": options.backbone, "batch": options.batch, "threads": options.threads}
+    timings = {f"{name}_ms": round(value, 2) for name, value in medians.items()}
+    print(
+        json.dumps(
+            {**result, **timings, **{name: float(f"{value:.3g}") for name, value in {**ratios, **facts}.items()}}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Facts about the machine, and a bundle's self-test."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import toy
+from mgg_edge.cli import main as cli
+from mgg_edge.runtime import Bundle, Engine, doctor
+from mgg_edge.runtime.doctor import SelfTest
+
+
+def call(*words: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(word) for word in words])
+    return int(ended.value.code or 0)
+
+
+def test_a_healthy_machine(capsys: pytest.CaptureFixture[str], toy_bundle: Path) -> None:
+    assert call("doctor", "--bundle", toy_bundle, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["problems"] == []
+    assert facts["packages"]["numpy"] == importlib.metadata.version("numpy")
+    assert "CPUExecutionProvider" in facts["providers"]
+    assert facts["import_ms"] > 0
+    assert facts["self_test"]["passed"] is True
+    assert facts["self_test"]["update"] < 1e-4
+    assert call("doctor", "--bundle", toy_bundle) == 0
+    table = capsys.readouterr().out
+    assert "the run time works here" in table
+    assert "first update, relative L2" in table
+
+
+def test_a_missing_engine_is_named_with_the_line_that_installs_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert call("doctor", "--json") == 3
+    out, err = capsys.readouterr()
+    assert json.loads(out)["providers"] == []
+    assert err.startswith("error: onnxruntime cannot be imported")
+    assert "pip install 'mgg-edge[cpu]'" in err
+
+
+def test_a_missing_package_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {**doctor.package_versions(), "av": None}
+    monkeypatch.setattr(doctor, "package_versions", lambda: versions)
+    assert "av is not installed: pip install av" in doctor.environment().problems
+
+
+@pytest.mark.parametrize("name", ["infer.logits", "adapt.logits", "adapt.theta"])
+def test_a_bundle_that_computes_something_else_here_fails(
+    toy_parts: toy.Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    def change(arrays: toy.Arrays) -> None:
+        arrays[name] = arrays[name] + 0.01
+
+    path = tmp_path / "other.mgg"
+    path.write_bytes(toy.pack(toy_parts.with_tensors("selftest.safetensors", change)))
+    assert call("doctor", "--bundle", path) == 4
+    out, err = capsys.readouterr()
+    assert "FAILED" in out
+    assert err.startswith("error: ")
+
+
+def test_every_limit_counts_and_nan_is_not_within_it() -> None:
+    good = SelfTest("engine", 0.0, 0.0, 0.0)
+    assert good.passed
+    for name in ("infer_logits", "adapt_logits", "update"):
+        for value in (1.0, math.inf, math.nan):
+            assert not replace(good, **{name: value}).passed, (name, value)
+
+
+def test_the_self_test_commits_nothing(loaded_toy: Bundle, toy_engine: Engine) -> None:
+    before = toy_engine.state().digest()
+    assert doctor.self_test(loaded_toy, toy_engine).passed
+    assert toy_engine.state().digest() == before
+
+
+def test_versions_come_from_metadata_alone() -> None:
+    code = (
+        "import sys; from mgg_edge.runtime import doctor; doctor.package_versions();"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'onnxruntime', 'timm')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+    def lookup(name: str) -> str:
+        if name == "numpy":
+            return "9.9"
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    versions = doctor.package_versions(lookup)
+    assert versions["numpy"] == "9.9"
+    assert versions["torch"] is None
+
+
+def test_a_jetson_is_recognised_by_its_release_file(tmp_path: Path) -> None:
+    path = tmp_path / "nv_tegra_release"
+    assert doctor.jetson_release(path) is None
+    path.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\nmore\n")
+    assert doctor.jetson_release(path) == "R36.4.3"
+    path.write_text("something new\nmore\n")
+    assert doctor.jetson_release(path) == "something new"
