@@ -67,9 +67,9 @@ def run(
     with contextlib.ExitStack() as stack:
         stopper = stack.enter_context(_StopRequest())
         # Cheapest first: what is wrong with the arguments shows before the model is loaded.
+        path = bundle if bundle is not None else stack.enter_context(default_bundle())
         video = stack.enter_context(VideoSource(source))
         saved = _open_save(save, video, stack) if save is not None else None
-        path = bundle if bundle is not None else stack.enter_context(default_bundle())
         adapter = stack.enter_context(Adapter.open(path, adapt=adapt.value, threads=threads))
         expected = min(filter(None, (video.frames_expected, limit)), default=None)
         with RunDisplay(console, expected) as display:

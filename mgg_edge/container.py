@@ -138,8 +138,8 @@ def _read_verified(path: Path) -> bytes:
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such bundle; write one with 'mgg-edge export'") from error
-    except OSError as error:
-        raise BundleError(f"{path}: cannot read the bundle: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise BundleError(f"{path}: cannot read the bundle: {getattr(error, 'strerror', None) or error}") from error
     body, comment = memoryview(data)[:-_COMMENT_LENGTH], data[-_COMMENT_LENGTH:]
     if not data.startswith(b"PK") or not comment.startswith(_PREFIX):
         raise BundleError(f"{path}: expected a .mgg bundle, found another kind of file or a truncated one")

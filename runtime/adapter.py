@@ -25,6 +25,7 @@ from mgg_edge.runtime.buffer import FrameBuffer
 from mgg_edge.runtime.bundle import Bundle
 from mgg_edge.runtime.engine import Engine, open_engine
 from mgg_edge.runtime.guard import StepLimits, check_step, default_limits
+from mgg_edge.runtime.prediction import Prediction
 from mgg_edge.runtime.preprocess import check_picture, fit
 from mgg_edge.state import AdaptState
 
@@ -35,29 +36,6 @@ SCHEDULES = ("always", "off")
 MAX_TIMES = 1 << 16
 MAX_LOGGED_REASONS = 50
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the model says of one frame.
-
-    Attributes:
-        label: name of the most probable class.
-        index: its place among the C classes.
-        probability: its softmax probability, 0 to 1.
-        entropy: of the softmax distribution, nats, 0 to ln C.
-        logits: f32[C], read-only.
-        adapted: whether θ is no longer the source model's.
-        step: updates committed before this prediction.
-    """
-
-    label: str
-    index: int
-    probability: float
-    entropy: float
-    logits: npt.NDArray[np.float32]
-    adapted: bool
-    step: int
 
 
 @dataclass(frozen=True)
@@ -137,7 +115,7 @@ class Adapter:
         start_s = time.perf_counter()
         fitted = fit(check_picture(frame), self._manifest.preprocess)
         logits = self._infer(fitted)
-        prediction = self._prediction(logits)
+        prediction = Prediction.of(logits, self._manifest.labels, adapted=self._adapted, step=self._step)
         self._infer_times_ms.append((time.perf_counter() - start_s) * 1e3)
         self._counters = replace(self._counters, frames_inferred=self._counters.frames_inferred + 1)
         if self._adapt != "off":
@@ -212,22 +190,6 @@ class Adapter:
         self._reject("the adapted model gave logits that are not finite; back to the source model")
         self.load_state(self._initial_state)
         return self._infer(fitted)
-
-    def _prediction(self, logits: npt.NDArray[np.float32]) -> Prediction:
-        logits.flags.writeable = False
-        shifted = logits.astype(np.float64) - logits.max()
-        log_probabilities = shifted - np.log(np.exp(shifted).sum())
-        probabilities = np.exp(log_probabilities)
-        index = int(logits.argmax())
-        return Prediction(
-            label=self._manifest.labels[index],
-            index=index,
-            probability=float(probabilities[index]),
-            entropy=max(0.0, float(-(probabilities * log_probabilities).sum())),
-            logits=logits,
-            adapted=self._adapted,
-            step=self._step,
-        )
 
     def _observe(self, fitted: npt.NDArray[np.uint8]) -> None:
         self._buffer = self._buffer.add(fitted)

@@ -4,7 +4,7 @@ A file is opened and its first picture decoded at once, so that everything wrong
 starts. Later damage ends the iteration with `SourceError`; the pictures before it are good.
 
 FFmpeg also plays things that are no video of the user's: text (drawn as on a terminal), and playlists that name other
-files or addresses. Those are refused, and no protocol but plain files is allowed.
+files or addresses. Those are refused.
 """
 
 from __future__ import annotations
@@ -127,10 +127,9 @@ def _open(path: Path) -> av.container.InputContainer:
     if not path.is_file():  # opening a named pipe would block
         raise UsageError(f"{path}: expected a video file, found something that is not a regular file")
     try:
-        # "file:" keeps a colon in the name from being read as a protocol.
-        container = av.open(
-            f"file:{path.absolute()}", options={"protocol_whitelist": "file"}, metadata_errors="replace"
-        )
+        # An absolute path, as FFmpeg would take what stands before a colon for a protocol. From a file it opens other
+        # files only, never the network.
+        container = av.open(str(path.absolute()), metadata_errors="replace")
     except (FFmpegError, OSError) as error:
         raise SourceError(f"{path}: not a readable video: {_reason(error)}") from error
     if refused := REFUSED_FORMATS.intersection(container.format.name.split(",")):

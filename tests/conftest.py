@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import toy
 
+import toy
 from mgg_edge.runtime import Bundle, Engine, open_engine
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-import toy
 
+import toy
 from mgg_edge.errors import EngineError, MggEdgeError, StateError, UsageError
 from mgg_edge.runtime import Adapter, Bundle, Diagnostics, Engine, StepLimits, open_engine
 from mgg_edge.runtime import adapter as adapter_module
@@ -380,7 +379,7 @@ def test_runs_where_importing_torch_or_onnx_fails(toy_bundle: Path):
 def test_no_file_but_the_bundle_stays_open(toy_bundle: Path):
     def descriptors() -> set[str]:
         folder = Path("/proc/self/fd")
-        return {os.readlink(entry) for entry in folder.iterdir() if entry.exists()} - {str(folder)}
+        return {str(entry.readlink()) for entry in folder.iterdir() if entry.exists()} - {str(folder)}
 
     with Adapter.open(toy_bundle) as adapter:
         run(adapter, 8)

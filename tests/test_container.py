@@ -6,8 +6,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import toy
 
+import toy
 from mgg_edge import container
 from mgg_edge.container import MEMBER_LIMITS, describe_members, graph_name, read_container, write_container
 from mgg_edge.errors import BundleError, SinkError, UsageError

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-import toy
 from onnx import helper
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
+import toy
 from mgg_edge.errors import EngineError, MissingDependencyError, StateError, UsageError
 from mgg_edge.runtime import Bundle, Engine, open_engine
 from mgg_edge.runtime.graphs import embed_weights
@@ -279,7 +279,7 @@ class TestRefusals:
 
         engine = open_engine(with_adapt_graph(tmp_path, change), threads=1)
         before = engine.state().digest()
-        with pytest.raises(EngineError, match="cannot run the graph: .*indices"):
+        with pytest.raises(EngineError, match=r"cannot run the graph: .*indices"):
             engine.adapt(toy.frames(toy.BATCH))
         with pytest.raises(StateError):
             engine.commit()
@@ -297,6 +297,21 @@ class TestRefusals:
         toy_engine._infer = type(graph)(Failing(), graph.buffers, graph.bindings)
         with pytest.raises(EngineError, match="cannot run the graph: first line second line"):
             toy_engine.infer(toy.frames(1))
+
+    def test_a_failed_step_takes_the_older_candidate_with_it(self, toy_engine: Engine):
+        """Its buffers may be half overwritten."""
+
+        class Failing:
+            def run_with_iobinding(self, binding):
+                raise RuntimeError("out of luck")
+
+        toy_engine.adapt(toy.frames(toy.BATCH))
+        graph = toy_engine._adapt
+        toy_engine._adapt = type(graph)(Failing(), graph.buffers, graph.bindings)
+        with pytest.raises(EngineError, match="out of luck"):
+            toy_engine.adapt(toy.frames(toy.BATCH))
+        with pytest.raises(StateError, match="expected a candidate, found none"):
+            toy_engine.commit()
 
     def test_a_bug_of_ours_is_not_mapped(self, toy_engine: Engine):
         class Failing:

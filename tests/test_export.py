@@ -11,7 +11,6 @@ torch = pytest.importorskip("torch", reason="the export half needs the export ex
 
 import onnx  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
-from vit import frames, small_step  # noqa: E402
 
 import mgg_edge.export.parity as parity_module  # noqa: E402
 from mgg_edge.container import read_container  # noqa: E402
@@ -25,6 +24,7 @@ from mgg_edge.manifest import ParityInfo, ParityRow  # noqa: E402
 from mgg_edge.runtime.bundle import Bundle  # noqa: E402
 from mgg_edge.runtime.engine import open_engine  # noqa: E402
 from mgg_edge.runtime.graphs import embed_weights, read_graph  # noqa: E402
+from vit import frames, small_step  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -73,12 +73,26 @@ def test_parity_bounds():
             check_parity(info(logits_max=logits_max))
 
 
+def scale_constant(model, old, new):
+    for tensor in model.graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor)
+        if array.shape == () and array.dtype == np.float32 and np.isclose(array, old, rtol=1e-6, atol=0):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.float32(new), tensor.name))
+            return
+    raise AssertionError(f"no constant {old} in the graph")
+
+
+def drop_rule_term(model):
+    (gate,) = [node for node in model.graph.node if node.op_type == "Sigmoid"]
+    gate.op_type = "Tanh"
+
+
 @pytest.mark.parametrize(
     "corrupt",
     [
         lambda graph: scale_constant(graph, 0.9, 0.9001),
         lambda graph: scale_constant(graph, 1e-6, 1e-3),
-        lambda graph: drop_rule_term(graph),
+        drop_rule_term,
     ],
     ids=["moment-decay", "memory-norm-epsilon", "rate-gate"],
 )
@@ -92,20 +106,6 @@ def test_a_slightly_wrong_step_is_refused_and_nothing_is_written(tmp_path, monke
     with pytest.raises(ParityError):
         export(tmp_path / "x.mgg")
     assert list(tmp_path.iterdir()) == []
-
-
-def scale_constant(model, old, new):
-    for tensor in model.graph.initializer:
-        array = onnx.numpy_helper.to_array(tensor)
-        if array.shape == () and array.dtype == np.float32 and np.isclose(array, old, rtol=1e-6, atol=0):
-            tensor.CopyFrom(onnx.numpy_helper.from_array(np.float32(new), tensor.name))
-            return
-    raise AssertionError(f"no constant {old} in the graph")
-
-
-def drop_rule_term(model):
-    (gate,) = [node for node in model.graph.node if node.op_type == "Sigmoid"]
-    gate.op_type = "Tanh"
 
 
 def test_the_float64_reference_is_not_float32_in_disguise():

@@ -13,11 +13,11 @@ import numpy as np  # noqa: E402
 import timm  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
-from videos import sample_video  # noqa: E402
 
 from mgg_edge.cli.main import main  # noqa: E402
 from mgg_edge.learn import MGG  # noqa: E402
 from mgg_edge.learn.images import synthetic_frames  # noqa: E402
+from videos import sample_video  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+import toy
 from mgg_edge.errors import BundleError
 from mgg_edge.runtime import wire
 from mgg_edge.runtime.graphs import declare_weights, embed_weights, read_graph
@@ -172,6 +173,17 @@ def test_inputs_are_tensors_of_fixed_shape(change: Callable[[Any], Any]):
         read_graph(model.SerializeToString(), "toy")
 
 
+def test_a_dimension_with_both_an_extent_and_a_name_is_not_fixed():
+    """Readers differ on which of the two counts."""
+    dimension = encode_integer(1, 8) + encode_bytes(2, b"batch")
+    tensor_type = encode_integer(1, TensorProto.FLOAT) + encode_bytes(2, encode_bytes(1, dimension))
+    value = encode_bytes(1, b"x") + encode_bytes(2, encode_bytes(1, tensor_type))
+    with pytest.raises(
+        BundleError, match=r"'x' expected a tensor of fixed shape, found element type 1 and shape \[0\]"
+    ):
+        read_graph(encode_bytes(7, encode_bytes(11, value)), "toy")
+
+
 @pytest.mark.parametrize(
     "versions", [[], [("com.microsoft", 1)], [("", 17), ("ai.onnx", 18)]], ids=["none", "foreign", "two"]
 )
@@ -260,9 +272,9 @@ def test_nesting_is_bounded():
 
 def test_the_number_of_fields_is_bounded():
     start = time.monotonic()
-    with pytest.raises(BundleError, match="expected at most 1000000 protobuf fields"):
+    with pytest.raises(BundleError, match="expected at most 300000 protobuf fields"):
         read_graph(b"\x08\x01" * (wire.MAX_FIELDS + 1), "toy")
-    with pytest.raises(BundleError, match="expected at most 1000000 protobuf fields"):
+    with pytest.raises(BundleError, match="expected at most 300000 protobuf fields"):
         read_graph(encode_bytes(7, b"\x0a\x00" * (wire.MAX_FIELDS + 1)), "toy")
     assert time.monotonic() - start < 4
 
@@ -287,10 +299,8 @@ def test_every_truncation_is_refused_or_incomplete():
 @given(st.binary(max_size=200))
 @settings(max_examples=300, deadline=None)
 def test_any_bytes_give_a_summary_or_a_bundle_error(data: bytes):
-    try:
+    with contextlib.suppress(BundleError):
         read_graph(data, "toy")
-    except BundleError:
-        pass
 
 
 def test_any_flipped_bit_gives_a_summary_or_a_bundle_error():

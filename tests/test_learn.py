@@ -14,7 +14,6 @@ from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from timm.data import create_transform, resolve_data_config  # noqa: E402
 from torch import nn  # noqa: E402
-from vit import NAME, OPTIONS, SIZE, frames, small_backbone, small_step  # noqa: E402
 
 from mgg_edge.errors import SourceError, UnsupportedError, UsageError, WeightsError  # noqa: E402
 from mgg_edge.learn import Adam, Backbone, Objective, Sgd, measure_statistics  # noqa: E402
@@ -23,6 +22,7 @@ from mgg_edge.learn.checkpoint import assign_weights, read_state_dict  # noqa: E
 from mgg_edge.learn.images import find_images, fit_image, load_images, synthetic_frames  # noqa: E402
 from mgg_edge.learn.objective import RELEASED_DIVISOR, RELEASED_WEIGHT  # noqa: E402
 from mgg_edge.learn.statistics import FeatureMoments  # noqa: E402
+from vit import NAME, OPTIONS, SIZE, frames, small_backbone, small_step  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -112,7 +112,7 @@ def test_batch_norm_is_named():
 
 
 def test_unknown_models_get_near_matches():
-    with pytest.raises(UsageError, match="did you mean .*vit_tiny_patch16_224"):
+    with pytest.raises(UsageError, match=r"did you mean .*vit_tiny_patch16_224"):
         Backbone.create("vit_tiny_patch16_223")
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import toy
 
+import toy
 from mgg_edge import schema
 from mgg_edge.errors import ManifestError
 from mgg_edge.manifest import Manifest, ParityInfo, ParityRow
@@ -184,7 +184,7 @@ def test_broken_json(data: bytes, message: str):
         Manifest.from_json(data)
 
 
-@pytest.mark.parametrize("number", ["1e999", "-1e999"])
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1" + "0" * 400], ids=["plus", "minus", "whole"])
 def test_numbers_that_overflow_are_refused(number: str):
     data = toy.manifest().to_json().replace(b'"learning_rate": 0.05', b'"learning_rate": ' + number.encode())
     with pytest.raises(ManifestError, match=r"rule\.learning_rate: expected float"):

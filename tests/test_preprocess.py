@@ -36,7 +36,7 @@ def with_pil(picture: np.ndarray, info: PreprocessInfo) -> np.ndarray:
         return np.asarray(image.resize((info.width, info.height), FILTERS[info.interpolation]))
     size, short = int(info.height / info.crop_fraction), min(image.size)
     width, height = (size if side == short else int(size * side / short) for side in image.size)
-    left, top = int(round((width - info.width) / 2.0)), int(round((height - info.height) / 2.0))
+    left, top = round((width - info.width) / 2.0), round((height - info.height) / 2.0)
     resized = image.resize((width, height), FILTERS[info.interpolation])
     return np.asarray(resized.crop((left, top, left + info.width, top + info.height)))
 
@@ -53,7 +53,9 @@ class TestCloseness:
 
     @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
     @pytest.mark.parametrize("resize", ["shortest-side", "squash"])
-    @pytest.mark.parametrize("size", [(480, 640), (640, 480), (272, 640), (1080, 1920), (300, 300), (225, 397), (100, 80)])
+    @pytest.mark.parametrize(
+        "size", [(480, 640), (640, 480), (272, 640), (1080, 1920), (300, 300), (225, 397), (100, 80)]
+    )
     def test_smooth_picture(self, size: tuple[int, int], resize: str, interpolation: str):
         info = dataclasses.replace(INFO, resize=resize, interpolation=interpolation)
         assert mean_difference(fit(smooth(*size), info), with_pil(smooth(*size), info)) < 0.25
@@ -173,5 +175,5 @@ class TestRefusals:
                 raise av.FFmpegError(22, "Invalid argument")
 
         monkeypatch.setattr(preprocess._local, "reformatter", Failing(), raising=False)
-        with pytest.raises(SourceError, match="cannot be resized to 330 x 248 pixels: .*Invalid argument"):
+        with pytest.raises(SourceError, match=r"cannot be resized to 330 x 248 pixels: .*Invalid argument"):
             fit(smooth(300, 400), INFO)

@@ -7,13 +7,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="the export half needs the export extra")
 tensorrt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed", exc_type=ImportError)
 
-from vit import small_step  # noqa: E402
-
 from mgg_edge.export import Origins, export_bundle  # noqa: E402
 from mgg_edge.learn import MGG, AdaptStep, Backbone, Objective, measure_statistics  # noqa: E402
 from mgg_edge.learn.images import synthetic_frames  # noqa: E402
 from mgg_edge.runtime.bundle import Bundle  # noqa: E402
 from mgg_edge.runtime.graphs import embed_weights, read_graph  # noqa: E402
+from vit import small_step  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.tensorrt]
 

@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -328,7 +329,8 @@ def pack(source: Parts, packing: Packing | None = None) -> bytes:
         }
     entries = [("manifest.json", how.encode(content)), *source.members.items(), *how.extra]
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
+    with zipfile.ZipFile(buffer, "w") as archive, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Duplicate name", UserWarning)
         for name, data in entries:
             if name in how.left_out:
                 continue
