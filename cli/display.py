@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+import threading
+import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -36,20 +39,42 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        self._console.print(prefix + record.getMessage(), markup=False, highlight=False, soft_wrap=True)
+        self._console.print(prefix + _shown(record), markup=False, highlight=False, soft_wrap=True)
 
 
-def log_to_terminal() -> Console:
-    """A console on standard error that also shows the package's log from level INFO on."""
-    console = Console(stderr=True)
+class _JsonHandler(logging.Handler):
+    """One JSON object a log line on standard error: `time` (UTC), `level`, `logger`, `message`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        values = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": _shown(record),
+        }
+        sys.stderr.write(json.dumps(values) + "\n")
+        sys.stderr.flush()
+
+
+def _shown(record: logging.LogRecord) -> str:
+    from mgg_edge.runtime.source_address import redact  # here: it brings the run time, which `--help` must not wait for
+
+    return redact(record.getMessage())
+
+
+def log_to_terminal(*, as_json: bool = False) -> Console:
+    """A console on standard error that also shows the package's log from level INFO on, without credentials."""
+    console = Console(stderr=True, quiet=as_json)  # no display between the lines of a log for programs
     logger = logging.getLogger("mgg_edge")
     logger.setLevel(logging.INFO)
-    logger.handlers[:] = [_ConsoleHandler(console)]
+    logger.handlers[:] = [_JsonHandler(logging.INFO) if as_json else _ConsoleHandler(console)]
     return console
 
 
 class RunDisplay:
-    """Live progress of a run: bar, rate, current prediction, sparkline of the entropy. Silent off a terminal.
+    """Live progress of a run: bar, rate, current predictions, sparklines of the entropy. Silent off a terminal.
+
+    Several sources may tell it of predictions at once, each from its own thread.
 
     Args:
         console: where to show it.
@@ -61,12 +86,13 @@ class RunDisplay:
 
     def __init__(self, console: Console, total: int | None) -> None:
         self.labels: Counter[str] = Counter()
-        self._entropies: deque[float] = deque(maxlen=HISTORY)
+        self._entropies: dict[str, deque[float]] = {}
+        self._last: dict[str, Prediction] = {}
+        self._lock = threading.Lock()
         self._progress = Progress(
             TextColumn("{task.completed} frames"), BarColumn(), _Rate(), TimeRemainingColumn(), console=console
         )
         self._task = self._progress.add_task("run", total=total)
-        self._last: Prediction | None = None
         self._live = (
             Live(get_renderable=self._render, console=console, refresh_per_second=REFRESHES_PER_S, transient=True)
             if console.is_terminal
@@ -74,11 +100,12 @@ class RunDisplay:
         )
 
     def __call__(self, _: Frame, prediction: Prediction) -> None:
-        """Take note of one prediction."""
-        self.labels[prediction.label] += 1
-        self._entropies.append(prediction.entropy)
-        self._last = prediction
-        self._progress.advance(self._task)
+        """Take note of one prediction of the only source."""
+        self._note("", prediction)
+
+    def of_source(self, name: str) -> Callable[[Frame, Prediction], None]:
+        """What is told of the predictions of one of several sources."""
+        return lambda _, prediction: self._note(name, prediction)
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -91,15 +118,24 @@ class RunDisplay:
         if self._live is not None:
             self._live.stop()
 
+    def _note(self, name: str, prediction: Prediction) -> None:
+        with self._lock:
+            self.labels[prediction.label] += 1
+            self._entropies.setdefault(name, deque(maxlen=HISTORY)).append(prediction.entropy)
+            self._last[name] = prediction
+            self._progress.advance(self._task)
+
     def _render(self) -> Group:
-        if self._last is None:
-            return Group(self._progress)
-        state = ("source", "bright_black") if not self._last.adapted else (f"adapted (step {self._last.step})", "green")
-        line = Text.assemble((f"{self._last.probability:5.1%} {self._last.label}  ", "bold"), ("● ", state[1]), state)
-        entropy = Text.assemble(
-            (f"entropy {self._last.entropy:.2f} ", "yellow"), (sparkline(self._entropies), "yellow")
-        )
-        return Group(self._progress, line, entropy)
+        with self._lock:
+            lines = [line for name in self._last for line in self._lines(name)]
+        return Group(self._progress, *lines)
+
+    def _lines(self, name: str) -> tuple[Text, Text]:
+        last, entropies = self._last[name], self._entropies[name]
+        state = ("source", "bright_black") if not last.adapted else (f"adapted (step {last.step})", "green")
+        title = (f"{name}  " if len(self._last) > 1 else "", "bright_black")
+        line = Text.assemble(title, (f"{last.probability:5.1%} {last.label}  ", "bold"), ("● ", state[1]), state)
+        return line, Text.assemble((f"entropy {last.entropy:.2f} ", "yellow"), (sparkline(entropies), "yellow"))
 
 
 class Stages:

@@ -17,7 +17,7 @@ __all__ = ["export"]
 
 
 def export(
-    backbone: Annotated[str, typer.Option(help="timm model name: a vision transformer with a CLS token.")],
+    backbone: Annotated[str, typer.Option(help="timm model name, or torchvision/NAME.")],
     out: Annotated[Path, typer.Option(help="Bundle to write.")],
     weights: Annotated[str, typer.Option(help="FILE (.safetensors, .pth), 'pretrained' or 'random'.")] = "pretrained",
     source_data: Annotated[Path | None, typer.Option(help="Directory of at least 32 clean images.")] = None,
@@ -30,6 +30,11 @@ def export(
     discrepancy_weight: Annotated[float, typer.Option(min=0, help="λ on the mean squared discrepancy.")] = 57.6,
     image_size: Annotated[int | None, typer.Option(min=8, help="Square input, pixels; the model's by default.")] = None,
     classes: Annotated[int | None, typer.Option(min=2, help="Number of classes; the weights' by default.")] = None,
+    adapt: Annotated[str, typer.Option(help="Norms that adapt: all, last:K or a regular expression.")] = "all",
+    taps: Annotated[str | None, typer.Option(help="Modules the features come from, a regular expression.")] = None,
+    norm_statistics: Annotated[
+        str, typer.Option(help="Statistics of batch normalisation: source, batch or mix:ALPHA.")
+    ] = "mix:0.1",
     seed: Annotated[int, typer.Option(help="Seed of random weights and of an untrained MGG.")] = 0,
     parity_steps: Annotated[int, typer.Option(min=1, help="Adaptation steps of the numeric check.")] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -42,8 +47,9 @@ def export(
     console = log_to_terminal()
     objective = Objective(entropy_weight, discrepancy_weight)
     request = ExportRequest(
-        backbone, weights, seed, source_data, rule, mgg, labels, learning_rate, objective, image_size, classes
-    )
+        backbone, weights, seed, source_data, rule, mgg, labels, learning_rate, objective, image_size, classes,
+        adapt, taps, norm_statistics,
+    )  # fmt: skip
     with Stages(console) as stages:
         step, names, origins = compose(request, stages)
         manifest = export_bundle(

@@ -85,8 +85,10 @@ def _print(manifest: Manifest, facts: dict[str, Any]) -> None:
             + (f", from {rule['origin']}" if rule["origin"] else ""),
             "objective": f"{objective['entropy_weight']} entropy + {objective['discrepancy_weight']} discrepancy",
             "statistics": f"{statistics['images']} images of {statistics['source']}",
+            "features": f"{backbone['features']} from {', '.join(tap['name'] for tap in facts['taps'])}",
             "adaptable": f"{norms['scalars']} scalars in {norms['parameters']} parameters",
             "state": f"{', '.join(spec['name'] for spec in state['tensors'])} ({state['size_bytes'] / MIB:.2f} MiB)",
+            "inference reads": ", ".join(facts["infer_state"]),
             "graphs": f"opset {facts['opset']}",
             "made by": ", ".join(f"{name} {version}" for name, version in facts["producer"].items()) or "unknown",
         }

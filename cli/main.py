@@ -20,9 +20,12 @@ import typer
 
 import mgg_edge
 from mgg_edge.cli.doctor import doctor
+from mgg_edge.cli.eval import eval as eval_command
 from mgg_edge.cli.export import export
 from mgg_edge.cli.inspect import inspect
+from mgg_edge.cli.replay import replay
 from mgg_edge.cli.run import run
+from mgg_edge.cli.state import state_app
 from mgg_edge.errors import MggEdgeError, MissingDependencyError
 
 __all__ = ["EXTRA_OF_PACKAGE", "app", "main"]
@@ -33,6 +36,7 @@ EXTRA_OF_PACKAGE = {
     "torchvision": "export",
     "timm": "export",
     "onnx": "export",
+    "matplotlib": "export",
     "onnxruntime": "cpu",
 }
 
@@ -63,11 +67,17 @@ def _global_options(
 
 for _command, _examples in (
     (export, "mgg-edge export --backbone vit_tiny_patch16_224 --weights pretrained --batch 8 --out model.mgg"),
+    (
+        eval_command,
+        "mgg-edge eval --bundle model.mgg --data glyphs.safetensors --methods none,tent,mgg --out results",
+    ),
     (run, "mgg-edge run --bundle model.mgg --source video.mp4 --json | head -3"),
+    (replay, "mgg-edge replay run.mggrun --bundle model.mgg --source video.mp4"),
     (inspect, "mgg-edge inspect model.mgg --json | jq .backbone"),
     (doctor, "mgg-edge doctor --bundle model.mgg"),
 ):
     app.command(epilog=f"Example: {_examples}")(_command)
+app.add_typer(state_app, name="state")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""`mgg-edge run`: a video through a bundle, predictions out."""
+"""`mgg-edge run`: videos, pictures and cameras through a bundle, predictions out."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Self
@@ -20,13 +21,15 @@ import typer
 from mgg_edge.errors import UsageError
 
 if TYPE_CHECKING:
-    from mgg_edge.runtime.session import Percentiles, Summary
+    from mgg_edge.runtime.pipeline import Policy
+    from mgg_edge.runtime.session_summary import Percentiles, Summary
     from mgg_edge.runtime.sinks import AnnotatedVideo, JsonLines
-    from mgg_edge.runtime.video import VideoSource
 
-__all__ = ["AdaptMode", "default_bundle", "run"]
+__all__ = ["AdaptMode", "LogFormat", "default_bundle", "run"]
 
 INTERRUPTED = 130
+IMPATIENCE_S = 0.5
+_POLICY: dict[bool, Policy] = {True: "latest", False: "every-frame"}
 _logger = logging.getLogger(__name__)
 
 
@@ -34,11 +37,27 @@ class AdaptMode(enum.StrEnum):
     """When to adapt."""
 
     ALWAYS = "always"
+    BURST = "burst"
     OFF = "off"
 
 
+class LogFormat(enum.StrEnum):
+    """How log lines look."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 def run(
-    source: Annotated[Path, typer.Option(help="Video file to read.", show_default=False)],
+    source: Annotated[
+        list[str],
+        typer.Option(
+            help="Video, picture, folder, 'pattern*', list.txt, camera number, /dev/video0, rtsp:// http(s):// udp:// "
+            "address or GStreamer pipeline; NAME=… names it; again for each further camera.",
+            envvar="MGG_EDGE_SOURCE",
+            show_default=False,
+        ),
+    ],
     bundle: Annotated[
         Path | None, typer.Option(help="Bundle (.mgg) to run; the one shipped with the package when not given.")
     ] = None,
@@ -46,44 +65,84 @@ def run(
     save: Annotated[
         Path | None, typer.Option(help="Write the annotated video here (.mp4, .mov, .mkv or .avi).")
     ] = None,
-    adapt: Annotated[AdaptMode, typer.Option(help="Adapt on every full batch of distinct frames, or never.")] = (
-        AdaptMode.ALWAYS
-    ),
+    csv: Annotated[Path | None, typer.Option(help="Write the predictions here as a table.")] = None,
+    serve: Annotated[
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Live page, /metrics and /healthz; on this machine only by default."),
+    ] = None,
+    adapt: Annotated[
+        AdaptMode,
+        typer.Option(help="Adapt on every full batch of diverse frames; in bursts, when the scene drifts; or never."),
+    ] = AdaptMode.ALWAYS,
+    adapt_budget_ms: Annotated[
+        float | None,
+        typer.Option(min=1, help="Leave out adaptation steps that would take longer.", show_default=False),
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(help="Keep what each camera learns in this directory, and go on from there.", show_default=False),
+    ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="Write a record (.mggrun) that 'mgg-edge replay' can check.", show_default=False),
+    ] = None,
+    latest: Annotated[
+        bool | None,
+        typer.Option(
+            "--latest/--every-frame",
+            help="Skip frames that a newer one has overtaken, or wait for each. Cameras and streams skip by default.",
+            show_default=False,
+        ),
+    ] = None,
+    stall_timeout: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="Seconds without a picture before a camera's decoder is replaced.")
+    ] = 5.0,
+    max_reconnects: Annotated[
+        int | None, typer.Option(min=0, help="Give up a camera after so many attempts in a row; never by default.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the engine; all cores by default.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames (of each source).")] = None,
+    log_format: Annotated[LogFormat, typer.Option(help="Log lines for people, or JSON for a collector.")] = (
+        LogFormat.TEXT
+    ),
 ) -> None:
-    """Classify a video while the model adapts to it.
+    """Classify videos or cameras while the model adapts to each.
 
     Ctrl-C and SIGTERM end the run after the frame in hand; outputs are completed and the summary is printed.
     """
     from mgg_edge.cli.display import RunDisplay, log_to_terminal
-    from mgg_edge.runtime import session
-    from mgg_edge.runtime.adapter import Adapter
+    from mgg_edge.cli.run_parts import Outputs, adapters_for, lanes_for, open_named, serving
+    from mgg_edge.cli.run_state import begin_records, keep_states, open_records
+    from mgg_edge.runtime.adapter import AdapterSettings
+    from mgg_edge.runtime.session_lanes import run_lanes
     from mgg_edge.runtime.sinks import JsonLines
-    from mgg_edge.runtime.video import VideoSource
+    from mgg_edge.runtime.source_live import LiveOptions
 
-    console = log_to_terminal()
+    console = log_to_terminal(as_json=log_format is LogFormat.JSON)
     lines = JsonLines(sys.stdout) if json else None
     with contextlib.ExitStack() as stack:
         stopper = stack.enter_context(_StopRequest())
         # Cheapest first: what is wrong with the arguments shows before the model is loaded.
+        views = serving(serve, stack)
         path = bundle if bundle is not None else stack.enter_context(default_bundle())
-        video = stack.enter_context(VideoSource(source))
-        saved = _open_save(save, video, stack) if save is not None else None
-        adapter = stack.enter_context(Adapter.open(path, adapt=adapt.value, threads=threads))
-        expected = min(filter(None, (video.frames_expected, limit)), default=None)
-        with RunDisplay(console, expected) as display:
-            summary = session.run(
-                video,
-                adapter,
-                [sink for sink in (lines, saved) if sink is not None],
-                display,
-                stop=lambda: stopper.signal is not None,
-                limit=limit,
-            )
-        _report(summary, lines, display.labels, saved)
-    if summary.failure is not None:
-        raise summary.failure
+        options = LiveOptions(stall_timeout_s=stall_timeout, max_reconnects=max_reconnects)
+        cameras = open_named(source, options, stack)
+        outputs = Outputs.open(cameras, lines, save, csv, stack)
+        records = open_records(cameras, record, stack)
+        settings = AdapterSettings(budget_ms=adapt_budget_ms)
+        adapters = adapters_for(path, cameras, stack, adapt.value, threads, settings, records)
+        keep_states(adapters, state, stack)
+        begin_records(records, adapters, cameras, threads)
+        expected = [camera.frames_expected for camera in cameras.values()]
+        if views is not None:
+            views.start(path, adapters, stack)
+        with RunDisplay(console, _total(expected, limit)) as display:
+            policy = None if latest is None else _POLICY[latest]
+            lanes = lanes_for(cameras, adapters, outputs, display, views, stack, policy=policy, limit=limit)
+            total, parts = run_lanes(lanes, stop=lambda: stopper.signal is not None, limit=limit)
+        _report(total, parts, lines, display.labels, outputs.videos)
+    if total.failure is not None:
+        raise total.failure
     if stopper.signal == signal.SIGINT:
         raise typer.Exit(INTERRUPTED)
 
@@ -104,7 +163,9 @@ def default_bundle() -> Iterator[Path]:
 
 
 class _StopRequest:
-    """Turns the first SIGINT or SIGTERM into a wish the run can grant between two frames; a second one is prompt.
+    """Turns SIGINT or SIGTERM into a wish the run can grant between two frames; a second Ctrl-C is prompt.
+
+    Supervisors signal a process and its whole group, so one request often comes twice.
 
     Attributes:
         signal: the signal received, or None.
@@ -112,6 +173,7 @@ class _StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._asked_s = 0.0
 
     def __enter__(self) -> Self:
         self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -122,50 +184,65 @@ class _StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal, self._asked_s = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._asked_s >= IMPATIENCE_S:
             raise KeyboardInterrupt
-        self.signal = number
 
 
-def _open_save(path: Path, video: VideoSource, stack: contextlib.ExitStack) -> AnnotatedVideo:
-    from mgg_edge.runtime.sinks import AnnotatedVideo
-
-    if path.exists() and path.samefile(video.path):
-        raise UsageError(f"{path}: --save would overwrite the source; name another file")
-    saved = AnnotatedVideo(path, video.width, video.height, video.rate)
-    stack.callback(saved.abort)  # does nothing once the run has completed it
-    return saved
+def _total(expected: list[int | None], limit: int | None) -> int | None:
+    counts = [min(filter(None, (count, limit)), default=None) for count in expected]
+    return None if None in counts else sum(filter(None, counts))
 
 
-def _report(summary: Summary, lines: JsonLines | None, labels: Counter[str], saved: AnnotatedVideo | None) -> None:
+def _report(
+    total: Summary,
+    parts: Mapping[str, Summary],
+    lines: JsonLines | None,
+    labels: Counter[str],
+    videos: list[AnnotatedVideo],
+) -> None:
     from mgg_edge.cli.display import print_facts
 
     try:
         if lines is not None:
-            lines.summary(summary.to_dict())
+            each = {"sources": {name: part.to_dict() for name, part in parts.items()}} if len(parts) > 1 else {}
+            lines.summary(total.to_dict() | each)
         else:
-            print_facts(_facts(summary, labels, saved))
+            print_facts(_facts(total, parts, labels, videos))
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader has what it wanted. Python would flush once more at exit, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _facts(summary: Summary, labels: Counter[str], saved: AnnotatedVideo | None) -> dict[str, str]:
-    rate = summary.frames_inferred / summary.wall_s if summary.wall_s > 0 else 0.0
-    dropped = f", {summary.frames_dropped} dropped" if summary.frames_dropped else ""
-    refused = f", {summary.adapt_rejected} refused" if summary.adapt_rejected else ""
+def _facts(
+    total: Summary, parts: Mapping[str, Summary], labels: Counter[str], videos: list[AnnotatedVideo]
+) -> dict[str, str]:
+    refused = f", {total.adapt_rejected} refused" if total.adapt_rejected else ""
     common = ", ".join(f"{label} ({count / labels.total():.0%})" for label, count in labels.most_common(3))
     facts = {
-        "frames": f"{summary.frames_inferred}{dropped} in {summary.wall_s:.1f} s ({rate:.1f} frames/s)",
-        "inference": _latency(summary.infer_ms),
-        "adaptation": f"{summary.adapt_steps} steps{refused}; {_latency(summary.adapt_ms)}",
+        "frames": _frames(total),
+        "inference": _latency(total.infer_ms),
+        "adaptation": f"{total.adapt_steps} steps{refused}; {_latency(total.adapt_ms)}",
         "labels": common or "none",
-        "engine": summary.engine,
+        "engine": total.engine,
     }
-    if saved is not None and saved.completed:
-        facts["saved"] = str(saved.path)
+    if total.frames_dropped or total.reconnects:
+        facts["frame age"] = _latency(total.frame_age_ms)
+    if len(parts) > 1:
+        facts |= {f"camera {name}": f"{_frames(part)}; {part.adapt_steps} steps" for name, part in parts.items()}
+    if saved := [str(video.path) for video in videos if video.completed]:
+        facts["saved"] = ", ".join(saved)
     return facts
+
+
+def _frames(summary: Summary) -> str:
+    rate = summary.frames_inferred / summary.wall_s if summary.wall_s > 0 else 0.0
+    reasons = ", ".join(f"{count} {reason}" for reason, count in summary.drop_reasons.items())
+    dropped = f", {summary.frames_dropped} dropped ({reasons})" if summary.frames_dropped else ""
+    again = f", {summary.reconnects} reconnections" if summary.reconnects else ""
+    return f"{summary.frames_inferred}{dropped} in {summary.wall_s:.1f} s ({rate:.1f} frames/s){again}"
 
 
 def _latency(times: Percentiles) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import Tensor
 import mgg_edge
 from mgg_edge.container import describe_members, write_container
 from mgg_edge.errors import SinkError, UnsupportedError, UsageError
-from mgg_edge.export.graph_builder import OPSET
+from mgg_edge.export.graph_builder import OPSET, REVERSED
 from mgg_edge.export.graphs import build_graphs
 from mgg_edge.export.parity import REPORTED_STEPS, check_parity, measure_parity
 from mgg_edge.export.tensorrt_lint import lint_tensorrt
@@ -123,7 +123,7 @@ def _members(
     step: AdaptStep, graphs: Mapping[str, onnx.ModelProto], infer_batch: int, adapt_batch: int
 ) -> dict[str, bytes]:
     used = {name for graph in graphs.values() for node in graph.graph.node for name in node.input}
-    weights = {name: value.contiguous().numpy() for name, value in step.constants().items() if name in used}
+    weights = {name: value.contiguous().numpy() for name, value in _stored(step.constants(), used).items()}
     state = {name: value.contiguous().numpy() for name, value in step.initial_state().items()}
     return {
         "weights.safetensors": safetensors.numpy.save(weights),
@@ -133,11 +133,21 @@ def _members(
     }
 
 
+def _stored(constants: Mapping[str, Tensor], used: Collection[str]) -> dict[str, Tensor]:
+    """The constants that graphs refer to, some of them reversed."""
+    plain = {name: value for name, value in constants.items() if name in used}
+    sources = {name: name.removesuffix(REVERSED) for name in used if name.endswith(REVERSED)}
+    return plain | {
+        name: constants[source].flip(tuple(range(2, constants[source].ndim)))
+        for name, source in sorted(sources.items())
+    }
+
+
 def _self_test(step: AdaptStep, infer_batch: int, adapt_batch: int) -> dict[str, np.ndarray]:
     frames = _frames(step, max(infer_batch, adapt_batch), SELF_TEST_SEED)
     constants, state = step.constants(), step.initial_state()
     with torch.no_grad():
-        logits, _ = step.infer(frames[:infer_batch], state["theta"], constants)
+        logits, _ = step.infer(frames[:infer_batch], state, constants)
     output = step.adapt(frames[:adapt_batch], state, constants)
     tensors = {
         "frames": frames,
@@ -161,8 +171,10 @@ def _manifest(step: AdaptStep, labels: Sequence[str], origins: Origins, infer_ba
         rule=RuleInfo(step.rule.name, step.learning_rate, step.rule.options(), origins.rule),
         statistics=StatisticsInfo(origins.statistics, step.statistics.images),
         labels=tuple(labels),
+        taps=backbone.taps,
         norms=backbone.norms.parameters,
         state=state.specs,
+        infer_state=backbone.infer_state,
         infer_batch=infer_batch,
         adapt_batch=adapt_batch,
         opset=OPSET,

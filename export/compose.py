@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm.data
 from torch import Tensor
@@ -17,6 +19,8 @@ from mgg_edge.learn.backbone import Backbone
 from mgg_edge.learn.checkpoint import read_state_dict
 from mgg_edge.learn.images import find_images, load_images, synthetic_frames
 from mgg_edge.learn.mgg import MGG
+from mgg_edge.learn.norm_layers import ADAPT_ALL
+from mgg_edge.learn.norm_statistics import DEFAULT_NORM_STATISTICS
 from mgg_edge.learn.objective import Objective
 from mgg_edge.learn.rules import Adam, Sgd, UpdateRule
 from mgg_edge.learn.statistics import MIN_SOURCE_IMAGES, SourceStatistics, measure_statistics
@@ -32,6 +36,8 @@ MAX_SOURCE_IMAGES = 256
 SYNTHETIC_IMAGES = 64
 SYNTHETIC_SEED = 30_000
 IMAGENET_CLASSES = 1000
+# The last layer, whose rows are the classes, as timm's and torchvision's families call it.
+_HEAD = re.compile(r"(head|heads\.head|head\.fc|fc|last_linear|(head\.)?classifier(\.\d)?)\.weight")
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class ExportRequest:
     """What to compose.
 
     Attributes:
-        backbone: timm model name.
+        backbone: timm model name, or `torchvision/` and a torchvision model name.
         weights: `random`, `pretrained` or the path of a file.
         seed: of random weights and of an untrained MGG.
         source_data: directory of clean images, or None for a synthetic set.
@@ -50,6 +56,9 @@ class ExportRequest:
         objective: weights of the loss.
         image_size: pixels of the square input, or None for the model's own.
         classes: number of classes, or None for what the weights or the model have.
+        adapt: which norms adapt: `all`, `last:K` or a regular expression of layer names.
+        taps: regular expression of modules the features come from, or None for the rule of the model's family.
+        norm_statistics: of batch normalisation: `source`, `batch` or `mix:ALPHA`.
     """
 
     backbone: str
@@ -63,6 +72,9 @@ class ExportRequest:
     objective: Objective = dataclasses.field(default_factory=Objective)
     image_size: int | None = None
     classes: int | None = None
+    adapt: str = ADAPT_ALL
+    taps: str | None = None
+    norm_statistics: str = DEFAULT_NORM_STATISTICS
 
 
 def compose(
@@ -108,7 +120,11 @@ def _rule(request: ExportRequest) -> tuple[UpdateRule, str]:
 
 
 def _backbone(request: ExportRequest) -> Backbone:
-    options: dict[str, int] = {}
+    options: dict[str, Any] = {
+        "adapt": request.adapt,
+        "taps": request.taps,
+        "norm_statistics": request.norm_statistics,
+    }
     if request.image_size is not None:
         options["img_size"] = request.image_size
     if request.classes is not None:
@@ -116,8 +132,9 @@ def _backbone(request: ExportRequest) -> Backbone:
     if request.weights in ("random", "pretrained"):
         return Backbone.create(request.backbone, request.weights, request.seed, **options)
     weights = read_state_dict(Path(request.weights))
-    if request.classes is None and (head := weights.get("head.weight")) is not None and head.ndim == 2:
-        options["num_classes"] = head.shape[0]
+    heads = [value for name, value in weights.items() if _HEAD.fullmatch(name) and value.ndim in (2, 4)]
+    if request.classes is None and heads:
+        options["num_classes"] = heads[-1].shape[0]
     try:
         return Backbone.create(request.backbone, weights, **options)
     except WeightsError as error:

@@ -7,7 +7,7 @@ are left out. Names of weights are used without being declared; the bundle keeps
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mgg_edge.state import TensorSpec
 
-__all__ = ["IR_VERSION", "OPSET", "GraphBuilder"]
+__all__ = ["IR_VERSION", "OPSET", "REVERSED", "GraphBuilder"]
 
 OPSET = 17
 IR_VERSION = 8
+# "x.reversed" is the weight "x" reversed in space; whoever stores the weights makes it.
+REVERSED = ".reversed"
 
 
 class GraphBuilder:
@@ -28,10 +30,15 @@ class GraphBuilder:
 
     Attributes:
         lowering: `onnxruntime` or `tensorrt`, for rules that differ.
+
+    Args:
+        lowering: see above.
+        weights: names of weights.
     """
 
-    def __init__(self, lowering: str) -> None:
+    def __init__(self, lowering: str, weights: Collection[str] = ()) -> None:
         self.lowering = lowering
+        self._weights = frozenset(weights)
         self._nodes: list[onnx.NodeProto] = []
         self._producer: dict[str, onnx.NodeProto] = {}
         self._emitted: dict[bytes, tuple[str, ...]] = {}
@@ -53,6 +60,14 @@ class GraphBuilder:
             self._producer.update(dict.fromkeys(names, node))
             self._emitted[key] = names
         return self._emitted[key]
+
+    def is_weight(self, name: str) -> bool:
+        """Whether a value is a weight, which is stored beside the graph."""
+        return name in self._weights
+
+    def reversed_weight(self, name: str) -> str:
+        """Name of a weight reversed along all axes but the first two; it is stored beside the graph as well."""
+        return f"{name}{REVERSED}"
 
     def constant(self, values: npt.ArrayLike, dtype: npt.DTypeLike) -> str:
         """Name of a constant array."""

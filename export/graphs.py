@@ -1,6 +1,6 @@
 """The two graphs of a bundle: `infer` and `adapt`, each lowered for each engine.
 
-infer   frames u8[b,H,W,3], theta f32[N]      → logits f32[b,C], features f32[b,D]
+infer   frames u8[b,H,W,3], infer state by name → logits f32[b,C], features f32[b,D]
 adapt   frames u8[B,H,W,3], state by name     → logits, entropy, discrepancy, loss, gradient_norm, update_norm,
                                                  `<name>_out` for every state tensor
 """
@@ -38,13 +38,15 @@ def build_graphs(step: AdaptStep, infer_batch: int, adapt_batch: int) -> dict[st
 
 def trace_infer(step: AdaptStep, batch: int) -> TracedGraph:
     """The forward pass for `batch` frames."""
-    constants = step.constants()
+    constants, state = step.constants(), step.backbone.initial_state()
 
     def infer(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        logits, features = step.infer(inputs["frames"], inputs["theta"], {name: inputs[name] for name in constants})
+        logits, features = step.infer(
+            inputs["frames"], {name: inputs[name] for name in state}, {name: inputs[name] for name in constants}
+        )
         return {"logits": logits, "features": features}
 
-    return trace(infer, {"frames": _frames(step, batch), "theta": step.backbone.theta(), **constants})
+    return trace(infer, {"frames": _frames(step, batch), **state, **constants})
 
 
 def trace_adapt(step: AdaptStep, batch: int) -> TracedGraph:

@@ -31,7 +31,7 @@ def lower(traced: TracedGraph, name: str, lowering: str, weights: Collection[str
         UnsupportedError: operators without a rule, by name.
     """
     _refuse_unknown(traced)
-    builder = GraphBuilder(lowering)
+    builder = GraphBuilder(lowering, weights)
     values: dict[fx.Node, Any] = {}
     inputs, outputs = [], {}
     names = iter(traced.inputs)
@@ -71,7 +71,8 @@ def _apply(builder: GraphBuilder, node: fx.Node, values: dict[fx.Node, Any]) -> 
         builder, node.meta["val"], *arguments, **fx.map_arg(node.kwargs, values.__getitem__)
     )
     if isinstance(result, tuple):
-        return tuple(_value(name, tensor) for name, tensor in zip(result, node.meta["val"], strict=True))
+        pairs = zip(result, node.meta["val"], strict=True)
+        return tuple(None if name is None else _value(name, tensor) for name, tensor in pairs)
     return _value(result, node.meta["val"])
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mgg_edge.errors import ParityError
+from mgg_edge.learn.backbone import NORM_STATISTICS
 from mgg_edge.learn.step import AdaptStep
 from mgg_edge.manifest import ParityInfo, ParityRow
 from mgg_edge.runtime.engine import Engine
@@ -122,16 +123,16 @@ def _run_engine(engine: Engine, frames: Tensor, source: Array) -> _Snapshot:
 def _memory(state: Mapping[str, Array]) -> Array:
     """The gradient memory, or for rules without one everything the rule remembers."""
     names = [name for name in state if name.startswith("memory")] or [
-        name for name in state if name not in ("theta", "step")
+        name for name in state if name not in ("theta", "step", NORM_STATISTICS)
     ]
     return np.concatenate([np.zeros(0), *(state[name].ravel() for name in names)])
 
 
 def _inference_difference(step: AdaptStep, engine: Engine, frames: Tensor) -> float:
-    """Largest logit difference of the infer graph from float64, at the engine's committed θ."""
-    theta = torch.from_numpy(np.array(engine.state()["theta"], np.float64))
+    """Largest logit difference of the infer graph from float64, in the engine's committed state."""
+    state = {name: torch.from_numpy(np.array(value, np.float64)) for name, value in engine.state().items()}
     with torch.no_grad():
-        expected, _ = step.infer(frames, theta, step.constants(torch.float64))
+        expected, _ = step.infer(frames, state, step.constants(torch.float64))
     logits, _ = engine.infer(frames.numpy())
     return float(np.abs(logits - expected.numpy()).max())
 

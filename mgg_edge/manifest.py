@@ -24,6 +24,7 @@ __all__ = [
     "PreprocessInfo",
     "RuleInfo",
     "StatisticsInfo",
+    "TapInfo",
 ]
 
 SCHEMA_VERSION = 1
@@ -60,6 +61,21 @@ class BackboneInfo:
     weights: str
     classes: int
     features: int
+
+
+@dataclass(frozen=True)
+class TapInfo:
+    """One place in the classifier that its features are taken from.
+
+    Attributes:
+        name: dotted name of the module.
+        features: length of its pooled output; the taps' together make up backbone.features.
+        pooling: how its output becomes one vector an image, such as `token` or `maps`; for people.
+    """
+
+    name: str
+    features: int
+    pooling: str
 
 
 @dataclass(frozen=True)
@@ -166,8 +182,10 @@ class Manifest:
         schema: version of this structure, `SCHEMA_VERSION`.
         producer: package versions that wrote the bundle.
         labels: C class names, in logit order.
+        taps: where the features come from, in their order.
         norms: adaptable parameters in θ order.
         state: state tensors in graph order; the first is `theta` f32[N].
+        infer_state: names of the state tensors the infer graph reads, in their order; the first is `theta`.
         infer_batch: frames per call of the infer graph.
         adapt_batch: B, frames per call of the adapt graph, at least 2.
         opset: ONNX operator set of the graphs.
@@ -185,8 +203,10 @@ class Manifest:
     rule: RuleInfo
     statistics: StatisticsInfo
     labels: tuple[str, ...]
+    taps: tuple[TapInfo, ...]
     norms: tuple[NormParameter, ...]
     state: tuple[TensorSpec, ...]
+    infer_state: tuple[str, ...]
     infer_batch: int
     adapt_batch: int
     opset: int
@@ -208,6 +228,11 @@ class Manifest:
             raise ManifestError(
                 f"manifest.labels: expected {self.backbone.classes} names (backbone.classes), found {len(self.labels)}"
             )
+        if (features := sum(tap.features for tap in self.taps)) != self.backbone.features:
+            raise ManifestError(
+                f"manifest.taps: expected {self.backbone.features} features together (backbone.features), "
+                f"found {features}"
+            )
         try:
             size = self.layout.size
         except StateError as error:
@@ -216,6 +241,12 @@ class Manifest:
         if not self.state or self.state[0] != theta:
             found = self.state[0] if self.state else "nothing"
             raise ManifestError(f"manifest.state[0]: expected {theta}, found {found}")
+        self._check_state()
+        for name, member in self.members.items():
+            if member.size < 0 or not re.fullmatch(r"[0-9a-f]{64}", member.sha256):
+                raise ManifestError(f"manifest.members.{name}: expected a size and 64 hex digits, found {member}")
+
+    def _check_state(self) -> None:
         counts = Counter(spec.name for spec in self.state)
         for index, spec in enumerate(self.state):
             if counts[spec.name] > 1:
@@ -227,9 +258,17 @@ class Manifest:
                 )
             if spec.dtype != "float32" or any(extent < 1 for extent in spec.shape):
                 raise ManifestError(f"manifest.state[{index}]: expected float32 and a positive shape, found {spec}")
-        for name, member in self.members.items():
-            if member.size < 0 or not re.fullmatch(r"[0-9a-f]{64}", member.sha256):
-                raise ManifestError(f"manifest.members.{name}: expected a size and 64 hex digits, found {member}")
+        readable = [spec.name for spec in self.state if spec.name in self.infer_state]
+        if list(self.infer_state) != readable or "theta" not in readable:
+            raise ManifestError(
+                f"manifest.infer_state: expected 'theta' and names of manifest.state in its order, "
+                f"found {list(self.infer_state)}"
+            )
+
+    @property
+    def infer_specs(self) -> tuple[TensorSpec, ...]:
+        """The state tensors the infer graph reads, in its order."""
+        return tuple(spec for spec in self.state if spec.name in self.infer_state)
 
     @property
     def layout(self) -> NormLayout:

@@ -11,9 +11,19 @@ The inference engine and the video library are imported when they are first used
 
 from __future__ import annotations
 
-from mgg_edge.runtime.adapter import Adapter, Counters, Prediction
+from mgg_edge.runtime.adapter import Adapter, AdapterSettings, Counters, Prediction
 from mgg_edge.runtime.bundle import Bundle
 from mgg_edge.runtime.engine import Diagnostics, Engine, open_engine
 from mgg_edge.runtime.guard import StepLimits
 
-__all__ = ["Adapter", "Bundle", "Counters", "Diagnostics", "Engine", "Prediction", "StepLimits", "open_engine"]
+__all__ = [
+    "Adapter",
+    "AdapterSettings",
+    "Bundle",
+    "Counters",
+    "Diagnostics",
+    "Engine",
+    "Prediction",
+    "StepLimits",
+    "open_engine",
+]

@@ -1,80 +1,113 @@
 """The run time in one object: predict every frame, and adapt on the way.
 
-    frame → fit → infer with the committed θ → Prediction
-                └→ buffer of B distinct frames → one adaptation step → guard → commit, or count and go on
+    frame → fit → infer with the published θ → Prediction
+                       └→ gate → buffer of B diverse frames → schedule → step → guard → publish another θ, or count
 
-Adaptation never stops inference: a step that fails or is refused leaves the state as it was.
+Adaptation never stops inference: a step that fails or is refused leaves the state as it was. In the background it never
+delays it either: inference takes whatever θ is published when it begins.
 """
 
 from __future__ import annotations
 
-import logging
 import os
+import threading
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from mgg_edge.errors import EngineError, MggEdgeError, UsageError
-from mgg_edge.manifest import Manifest
-from mgg_edge.runtime.buffer import FrameBuffer
+from mgg_edge.errors import EngineError, UsageError
+from mgg_edge.runtime.adapter_budget import Budget
+from mgg_edge.runtime.adapter_checkpoint import Checkpoint, resumed_watch
+from mgg_edge.runtime.adapter_events import Event, Published, Work
+from mgg_edge.runtime.adapter_facts import AdapterFacts
+from mgg_edge.runtime.adapter_inference import infer_all
+from mgg_edge.runtime.adapter_learner import Learner
+from mgg_edge.runtime.adapter_settings import AdapterSettings, Counters
+from mgg_edge.runtime.adapter_step import Stepper
+from mgg_edge.runtime.adapter_watch import Watch
+from mgg_edge.runtime.adapter_worker import Worker
+from mgg_edge.runtime.buffer import Buffer
 from mgg_edge.runtime.bundle import Bundle
-from mgg_edge.runtime.engine import Engine, open_engine
-from mgg_edge.runtime.guard import StepLimits, check_step, default_limits
+from mgg_edge.runtime.engine import Engine, check_state, open_engine
+from mgg_edge.runtime.gate import Gate, Observation
+from mgg_edge.runtime.guard import StepLimits
 from mgg_edge.runtime.prediction import Prediction
 from mgg_edge.runtime.preprocess import check_picture, fit
+from mgg_edge.runtime.schedule import SCHEDULES, Schedule, schedule_of
 from mgg_edge.state import AdaptState
 
-__all__ = ["SCHEDULES", "Adapter", "Counters", "Prediction"]
+__all__ = ["SCHEDULES", "Adapter", "AdapterSettings", "Counters", "Journal", "Prediction"]
 
-SCHEDULES = ("always", "off")
 # Percentiles of the latest frames; a stream has no end, the memory for its times must have one.
 MAX_TIMES = 1 << 16
-MAX_LOGGED_REASONS = 50
-_logger = logging.getLogger(__name__)
+Frames = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class Counters:
-    """What an adapter has done: frames predicted, updates committed, updates refused or failed."""
+class Journal(Protocol):
+    """Told of everything that decides about θ; called on the threads it happens on, must not raise."""
 
-    frames_inferred: int = 0
-    adapt_steps: int = 0
-    adapt_rejected: int = 0
+    def frame(self, seen: Observation, published: Published, refusal: str | None, /) -> None:
+        """A frame was inferred under `published`, and refused by the gate or admitted."""
+
+    def event(self, event: Event, /) -> None:
+        """The state changed, or was kept from changing."""
 
 
-class Adapter:
-    """Predicts frames one by one and adapts to them; for one camera, used by one thread at a time.
+class Adapter(AdapterFacts):
+    """Predicts frames and adapts to them, for one camera; safe to call from several threads, one frame at a time.
 
     Args:
         bundle: a verified bundle.
         engine: an engine of that bundle; closed with the adapter.
-        adapt: `always` makes a step whenever B distinct frames have come together, `off` never does.
-        limits: bounds of one step; None takes those of the bundle's update rule.
+        adapt: `always` makes a step whenever B diverse frames have come together, `burst` makes some and waits
+            until the drift calls for more, `off` never does. Or a `Schedule` of your own.
+        limits: bounds of one step; None takes those of the settings.
+        settings: everything else; None takes the defaults.
+        background: adapt on a thread of its own instead of between two frames.
+        gate, buffer: parts of your own instead of the usual ones.
+        journal: told of everything that decides about θ.
 
     Raises:
-        UsageError: an unknown schedule.
+        UsageError: an unknown schedule, or one that the bundle has no source statistics for.
     """
 
     def __init__(
-        self, bundle: Bundle, engine: Engine, *, adapt: str = "always", limits: StepLimits | None = None
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        *,
+        adapt: str | Schedule = "always",
+        limits: StepLimits | None = None,
+        settings: AdapterSettings | None = None,
+        background: bool = False,
+        gate: Gate | None = None,
+        buffer: Buffer | None = None,
+        journal: Journal | None = None,
     ) -> None:
-        _check_schedule(adapt)
-        self.bundle_id = bundle.id
-        self._manifest = bundle.manifest
-        self._initial_state = bundle.initial_state
-        self._engine, self._adapt = engine, adapt
-        self._limits = limits or default_limits(bundle.manifest.rule)
-        self._buffer = FrameBuffer(bundle.manifest.adapt_batch)
-        self._counters, self._step, self._adapted = Counters(), 0, False
+        chosen = settings or AdapterSettings()
+        self.settings = chosen if limits is None else replace(chosen, limits=limits)
+        schedule = schedule_of(adapt, self.settings.burst) if isinstance(adapt, str) else adapt
+        self.bundle_id, self.schedule_name = bundle.id, schedule.name
+        self._bundle, self._engine, self._journal = bundle, engine, journal
+        stepper = Stepper(bundle, engine, self.settings)
+        self._limits = stepper.limits
+        self._learner = Learner(
+            bundle.initial_state,
+            engine,
+            stepper,
+            Watch.start(bundle, schedule, self.settings, gate, buffer),
+            budget=Budget(self.settings.budget_ms),
+            journal=None if journal is None else journal.event,
+        )
+        self._worker = Worker[Work](self._learner.perform) if background and self._adapts else None
+        self._calling = threading.RLock()
         self._infer_times_ms: deque[float] = deque(maxlen=MAX_TIMES)
-        self._adapt_times_ms: deque[float] = deque(maxlen=MAX_TIMES)
-        self._last_rejection: str | None = None
-        self._logged: set[str] = set()
 
     @classmethod
     def open(
@@ -84,93 +117,118 @@ class Adapter:
         engine: str = "auto",
         adapt: str = "always",
         threads: int | None = None,
+        settings: AdapterSettings | None = None,
+        background: bool = False,
+        journal: Journal | None = None,
     ) -> Self:
         """Open a bundle file.
 
         Args:
             path: the `.mgg` file.
             engine: `auto` or `cpu`.
-            adapt: `always` or `off`.
+            adapt: `always`, `burst` or `off`.
             threads: processor threads; None leaves the number to the engine.
+            settings: how to adapt; None takes the defaults.
+            background: adapt on a thread of its own instead of between two frames.
+            journal: told of everything that decides about θ.
 
         Raises:
             UsageError: no such file, or an unknown engine or schedule.
             MissingDependencyError: the engine's package is not installed.
             MggEdgeError: a bundle that is damaged or that the engine refuses.
         """
-        _check_schedule(adapt)
+        schedule_of(adapt)
         bundle = Bundle.load(path)
-        return cls(bundle, open_engine(bundle, engine, threads=threads, with_adapt=adapt != "off"), adapt=adapt)
+        opened = open_engine(bundle, engine, threads=threads, with_adapt=adapt != "off")
+        try:
+            return cls(bundle, opened, adapt=adapt, settings=settings, background=background, journal=journal)
+        except BaseException:
+            opened.close()
+            raise
 
-    def __call__(self, frame: npt.NDArray[np.uint8]) -> Prediction:
-        """Predict one frame, then make an adaptation step if one is due.
+    def __call__(self, frame: Frames, time_s: float | None = None) -> Prediction:
+        """Predict one frame, then see to an adaptation step if one is due.
 
         Args:
             frame: u8[H,W,3] RGB of any size.
+            time_s: its time by the source's clock, seconds; frames whose time does not increase are not learned from.
 
         Raises:
             UsageError: a frame of another type or shape.
             EngineError: inference failed.
         """
-        start_s = time.perf_counter()
-        fitted = fit(check_picture(frame), self._manifest.preprocess)
-        logits = self._infer(fitted)
-        prediction = Prediction.of(logits, self._manifest.labels, adapted=self._adapted, step=self._step)
-        self._infer_times_ms.append((time.perf_counter() - start_s) * 1e3)
-        self._counters = replace(self._counters, frames_inferred=self._counters.frames_inferred + 1)
-        if self._adapt != "off":
-            self._observe(fitted)
-        return prediction
+        return self.predict_batch((frame,), None if time_s is None else (time_s,))[0]
 
-    @property
-    def manifest(self) -> Manifest:
-        """The bundle's manifest."""
-        return self._manifest
+    def predict_batch(
+        self, frames: Sequence[Frames] | Frames, times_s: Sequence[float] | None = None
+    ) -> list[Prediction]:
+        """Predict several frames under the same θ, then see to adaptation for each in turn.
 
-    @property
-    def engine_name(self) -> str:
-        """Engine, device and version."""
-        return self._engine.name
+        Args:
+            frames: u8[H,W,3] RGB of any sizes, or one array u8[n,H,W,3].
+            times_s: their times, seconds, or None.
 
-    @property
-    def counters(self) -> Counters:
-        """What was done so far."""
-        return self._counters
-
-    @property
-    def last_rejection(self) -> str | None:
-        """Why the latest refused or failed step was not committed."""
-        return self._last_rejection
-
-    @property
-    def infer_times_ms(self) -> tuple[float, ...]:
-        """Time of each of the latest inferences, resizing included."""
-        return tuple(self._infer_times_ms)
-
-    @property
-    def adapt_times_ms(self) -> tuple[float, ...]:
-        """Time of each of the latest adaptation steps, guard included."""
-        return tuple(self._adapt_times_ms)
+        Raises:
+            UsageError: a frame of another type or shape, or times that are not one for each frame.
+            EngineError: inference failed.
+        """
+        if times_s is not None and len(times_s) != len(frames):
+            raise UsageError(f"times_s: expected {len(frames)} times, one a frame, found {len(times_s)}")
+        with self._calling:
+            start_s = time.perf_counter()
+            fitted = [fit(check_picture(frame), self.manifest.preprocess) for frame in frames]
+            if not fitted:
+                return []
+            published, logits, features = self._infer(np.stack(fitted))
+            labels = self.manifest.labels
+            predictions = [Prediction.of(row, labels, adapted=published.adapted, step=published.step) for row in logits]
+            elapsed_ms = (time.perf_counter() - start_s) * 1e3 / len(fitted)
+            for number, image in enumerate(fitted):
+                self._infer_times_ms.append(elapsed_ms)
+                moment_s = None if times_s is None else times_s[number]
+                self._observe(image, published, logits[number], features[number], moment_s)
+            return predictions
 
     def state(self) -> AdaptState:
-        """Copy of the committed state."""
-        return self._engine.state()
+        """The committed state."""
+        return self._learner.published.state
 
     def load_state(self, state: AdaptState) -> None:
-        """Continue from a state of this bundle.
+        """Continue from a state of this bundle; a step being made is void.
 
         Raises:
             StateError: other names, types or shapes than the bundle's, or numbers that are not finite.
         """
-        self._engine.load_state(state)
-        self._buffer = self._buffer.clear()
-        self._adapted = not np.array_equal(state["theta"], self._initial_state["theta"])
+        check_state(state, self.manifest.state)
         # A rule without a step counter starts to count anew.
-        self._step = int(state["step"]) if "step" in state else 0
+        self._learner.load(state, int(state["step"]) if "step" in state else 0)
+
+    def checkpoint(self) -> Checkpoint:
+        """All that a later run needs to go on from here."""
+        with self._learner.lock:
+            return Checkpoint.of(self.bundle_id, self._learner.published, self._learner.watch)
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint of this bundle; pictures gathered for the next step are not part of it.
+
+        Raises:
+            StateError: it belongs to another bundle or does not fit.
+        """
+        checkpoint.check(self.bundle_id, self.manifest.state)
+        with self._learner.lock:
+            self._learner.load(checkpoint.state, checkpoint.step, resumed_watch(self._learner.watch, checkpoint))
+
+    def drain(self) -> None:
+        """Wait for a step being made in the background."""
+        if self._worker is not None:
+            self._worker.drain()
 
     def close(self) -> None:
-        """Release the engine; safe to call twice."""
-        self._engine.close()
+        """End adaptation after the step in hand, and release the engine; safe to call twice."""
+        if self._worker is not None:
+            self._worker.close()
+        with self._calling:
+            self._engine.close()
 
     def __enter__(self) -> Self:
         return self
@@ -180,51 +238,37 @@ class Adapter:
     ) -> None:
         self.close()
 
-    def _infer(self, fitted: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        batch = np.broadcast_to(fitted, (self._manifest.infer_batch, *fitted.shape))
-        logits: npt.NDArray[np.float32] = self._engine.infer(batch)[0][0]
+    @property
+    def _adapts(self) -> bool:
+        return self.schedule_name != "off"
+
+    def _infer(self, fitted: Frames) -> tuple[Published, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        published = self._learner.published
+        logits, features = infer_all(self._engine, fitted, published.state, self.manifest.infer_batch)
         if np.isfinite(logits).all():
-            return logits
-        if not self._adapted:
+            return published, logits, features
+        if not published.adapted:
             raise EngineError("infer: expected finite logits from the source model, found NaN or Inf")
-        self._reject("the adapted model gave logits that are not finite; back to the source model")
-        self.load_state(self._initial_state)
+        self._learner.abandon(published)
         return self._infer(fitted)
 
-    def _observe(self, fitted: npt.NDArray[np.uint8]) -> None:
-        self._buffer = self._buffer.add(fitted)
-        if not self._buffer.is_full:
+    def _observe(
+        self,
+        image: Frames,
+        published: Published,
+        logits: npt.NDArray[np.float32],
+        features: npt.NDArray[np.float32],
+        time_s: float | None,
+    ) -> None:
+        if not self._adapts and self._journal is None:
+            self._learner.count_frame()
             return
-        batch, self._buffer = self._buffer.batch(), self._buffer.clear()
-        start_s = time.perf_counter()
-        refusal = self._try_step(batch)
-        self._adapt_times_ms.append((time.perf_counter() - start_s) * 1e3)
-        if refusal is not None:
-            self._reject(refusal)
-            return
-        self._step, self._adapted = self._step + 1, True
-        self._counters = replace(self._counters, adapt_steps=self._counters.adapt_steps + 1)
-
-    def _try_step(self, batch: npt.NDArray[np.uint8]) -> str | None:
-        try:
-            logits, diagnostics = self._engine.adapt(batch)
-            if not np.isfinite(logits).all():
-                return "logits are not finite"
-            if refusal := check_step(self._engine.state(), self._engine.candidate, diagnostics, self._limits):
-                return refusal
-            self._engine.commit()
-        except MggEdgeError as error:
-            return str(error)
-        return None
-
-    def _reject(self, reason: str) -> None:
-        self._last_rejection = reason
-        self._counters = replace(self._counters, adapt_rejected=self._counters.adapt_rejected + 1)
-        if reason not in self._logged and len(self._logged) < MAX_LOGGED_REASONS:
-            self._logged.add(reason)
-            _logger.warning("adaptation step refused: %s", reason)
-
-
-def _check_schedule(adapt: str) -> None:
-    if adapt not in SCHEDULES:
-        raise UsageError(f"adapt: expected one of {', '.join(SCHEDULES)}, found '{adapt}'")
+        seen = Observation.of(self.counters.frames_inferred, image, logits, features, time_s)
+        refusal = self._learner.observe(seen)
+        if self._journal is not None:
+            self._journal.frame(seen, published, refusal)
+        if self._worker is None:
+            if (work := self._learner.take()) is not None:
+                self._learner.perform(work)
+        elif (work := self._learner.take(busy=self._worker.busy)) is not None:
+            self._worker.submit(work)

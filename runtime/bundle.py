@@ -98,7 +98,7 @@ def graph_contract(manifest: Manifest, graph: str) -> tuple[tuple[TensorSpec, ..
     logits = TensorSpec("logits", "float32", (batch, manifest.backbone.classes))
     if graph == "infer":
         features = TensorSpec("features", "float32", (batch, manifest.backbone.features))
-        return (frames, manifest.state[0]), (logits, features)
+        return (frames, *manifest.infer_specs), (logits, features)
     scalars = tuple(TensorSpec(name, "float32", ()) for name in DIAGNOSTICS)
     state_out = tuple(TensorSpec(f"{spec.name}_out", spec.dtype, spec.shape) for spec in manifest.state)
     return (frames, *manifest.state), (logits, *scalars, *state_out)

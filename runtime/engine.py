@@ -40,14 +40,20 @@ class Diagnostics(NamedTuple):
 
 
 class Engine(Protocol):
-    """Runs the two graphs of a bundle; used by one thread at a time."""
+    """Runs the two graphs of a bundle.
+
+    `infer` with a state given may be called by any thread at any time, also while another thread is in `adapt`; it
+    neither reads nor changes what the other methods work on. Those are for one thread at a time.
+    """
 
     @property
     def name(self) -> str:
         """Engine, device and version, such as `onnxruntime-cpu 1.32.0`."""
 
-    def infer(self, frames: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Logits f32[b,C] and features f32[b,D] of frames u8[b,H,W,3] under the committed θ."""
+    def infer(
+        self, frames: npt.NDArray[np.uint8], state: AdaptState | None = None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Logits f32[b,C] and features f32[b,D] of frames u8[b,H,W,3] under `state`, or under the committed one."""
 
     def adapt(self, frames: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], Diagnostics]:
         """One step on frames u8[B,H,W,3]: logits f32[B,C] before the update; commits nothing."""

@@ -68,7 +68,7 @@ class OnnxRuntimeEngine:
         if threads is not None and not (type(threads) is int and 1 <= threads <= MAX_THREADS):
             raise UsageError(f"threads: expected a whole number from 1 to {MAX_THREADS}, found {threads!r}")
         self._ort = _import_onnxruntime()
-        self._specs = bundle.manifest.state
+        self._specs, self._infer_specs = bundle.manifest.state, bundle.manifest.infer_specs
         self._closed = False
         self._committed, self._has_candidate = 0, False
         self._sets = tuple(_empty(self._specs) for _ in range(2))
@@ -82,13 +82,19 @@ class OnnxRuntimeEngine:
         """Engine, device and version."""
         return f"onnxruntime-cpu {self._ort.__version__}"
 
-    def infer(self, frames: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Logits f32[b,C] and features f32[b,D] of frames u8[b,H,W,3] under the committed θ.
+    def infer(
+        self, frames: npt.NDArray[np.uint8], state: AdaptState | None = None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Logits f32[b,C] and features f32[b,D] of frames u8[b,H,W,3] under `state`, or under the committed one.
+
+        With a state given it touches none of the engine's buffers: any thread may call it at any time.
 
         Raises:
             UsageError: frames of another type or shape.
             EngineError: ONNX Runtime failed, or the engine is closed.
         """
+        if state is not None:
+            return self._infer_under(state, frames)
         buffers = self._run(self._infer, frames)
         return buffers["logits"].astype(np.float32), buffers["features"].astype(np.float32)
 
@@ -145,6 +151,18 @@ class OnnxRuntimeEngine:
         self._closed, self._has_candidate = True, False
         self._infer = self._adapt = None
         self._initialisers = {}
+
+    def _infer_under(
+        self, state: AdaptState, frames: npt.NDArray[np.uint8]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        graph = self._infer
+        if graph is None:
+            raise EngineError("engine: expected an open engine, found a closed one")
+        inputs = {spec.name: state[spec.name] for spec in self._infer_specs}
+        inputs["frames"] = check_frames(frames, graph.buffers["frames"].shape)
+        with _mapped("cannot run the graph"):
+            logits, features = graph.session.run(["logits", "features"], inputs)
+        return logits, features
 
     def _expect_candidate(self) -> None:
         if not self._has_candidate:

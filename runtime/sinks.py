@@ -1,4 +1,6 @@
-"""Where predictions go: JSON lines on a stream, an annotated video in a file.
+"""Where predictions go: lines of text (`sinks_lines`), an annotated video in a file.
+
+Any object with the three methods of `Sink` can be one.
 
 A video is written beside its target under a temporary name and takes the target's name when it is complete:
 whatever happens, the target is either what it was before or a whole video.
@@ -6,16 +8,14 @@ whatever happens, the target is either what it was before or a whole video.
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol, TextIO, cast
+from typing import Protocol, cast
 
 import av
 from av.error import FFmpegError
@@ -23,9 +23,10 @@ from av.error import FFmpegError
 from mgg_edge.errors import MissingDependencyError, SinkError, UsageError
 from mgg_edge.runtime.adapter import Prediction
 from mgg_edge.runtime.overlay import Caption, Overlay
-from mgg_edge.runtime.video import Frame
+from mgg_edge.runtime.sinks_lines import CsvLines, JsonLines
+from mgg_edge.runtime.source import Frame
 
-__all__ = ["VIDEO_SUFFIXES", "AnnotatedVideo", "JsonLines", "Sink"]
+__all__ = ["VIDEO_SUFFIXES", "AnnotatedVideo", "CsvLines", "JsonLines", "Sink"]
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi")
 # Best first. Quality is near-transparent: captions must stay readable.
@@ -58,52 +59,6 @@ class Sink(Protocol):
         """Leave nothing half-written behind."""
 
 
-class JsonLines:
-    """One JSON object a line: `frame, time_s, label, probability, entropy, step, adapted`.
-
-    A reader that goes away raises `BrokenPipeError`, which `session.run` takes as a request to stop.
-
-    Args:
-        stream: text stream; each line is flushed, so that a reader sees it at once.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, frame: Frame, prediction: Prediction) -> None:
-        """Write one frame's line; numbers that are not finite become null, as JSON has none."""
-        self._line(
-            {
-                "frame": frame.index,
-                "time_s": round(frame.time_s, 6),
-                "label": prediction.label,
-                "probability": _finite(prediction.probability),
-                "entropy": _finite(prediction.entropy),
-                "step": prediction.step,
-                "adapted": prediction.adapted,
-            }
-        )
-
-    def summary(self, summary: Mapping[str, Any]) -> None:
-        """Write the last line, `{"summary": …}`."""
-        self._line({"summary": summary})
-
-    def close(self) -> None:
-        """Nothing to complete: every line was flushed."""
-
-    def abort(self) -> None:
-        """Nothing to undo: every line was flushed."""
-
-    def _line(self, value: Mapping[str, Any]) -> None:
-        try:
-            self._stream.write(json.dumps(value, allow_nan=False) + "\n")
-            self._stream.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise SinkError(f"standard output: cannot write: {error.strerror or error}") from error
-
-
 class AnnotatedVideo:
     """The pictures with label, probability, `source` or `adapted (step n)`, and a sparkline of the entropy.
 
@@ -111,6 +66,7 @@ class AnnotatedVideo:
         path: target; its suffix (`VIDEO_SUFFIXES`) names the container. Replaced if it exists, when complete.
         width, height: size of the source pictures, pixels. Odd ones are padded by a row or column.
         rate: pictures per second.
+        timed: pictures stand where their times put them, as a live source's must; otherwise one follows the other.
 
     Attributes:
         codec: encoder in use: `libx264`, or `mpeg4` where there is no other.
@@ -122,9 +78,12 @@ class AnnotatedVideo:
         SinkError: the target cannot be created.
     """
 
-    def __init__(self, path: str | os.PathLike[str], width: int, height: int, rate: Fraction) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], width: int, height: int, rate: Fraction, *, timed: bool = False
+    ) -> None:
         self.path = Path(path)
         self.frames = 0
+        self._rate, self._timed, self._place = rate, timed, -1
         self.completed = False
         self._overlay = Overlay(width, height)
         self._temporary = _create_temporary(self.path)
@@ -150,7 +109,9 @@ class AnnotatedVideo:
             raise SinkError(f"{self.path}: the video was completed or given up already")
         with self._undone_on_failure():
             picture = av.VideoFrame.from_ndarray(self._overlay.draw(frame.image, caption), format="rgb24")
-            picture.pts = self.frames
+            wanted = round(frame.time_s * self._rate) if self._timed else self.frames
+            self._place = max(self._place + 1, wanted)  # times must rise, whatever a source says
+            picture.pts = self._place
             picture.time_base = self._time_base
             self._container.mux(self._stream.encode(picture))
         self.frames += 1
@@ -218,7 +179,3 @@ def _encoder() -> str:
         if name in av.codecs_available:
             return name
     raise MissingDependencyError(f"PyAV has none of the encoders {', '.join(ENCODERS)}: pip install --upgrade av")
-
-
-def _finite(number: float) -> float | None:
-    return float(number) if math.isfinite(number) else None

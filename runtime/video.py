@@ -11,25 +11,20 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import av
-import numpy as np
-import numpy.typing as npt
 from av.error import FFmpegError
 
 from mgg_edge.errors import SourceError, UsageError
+from mgg_edge.runtime.source import DEFAULT_RATE, ClosingSource, Frame
+from mgg_edge.runtime.source_picture import MAX_PIXELS, PictureConverter, usable_rate
 
 __all__ = ["DEFAULT_RATE", "Frame", "VideoSource"]
 
-DEFAULT_RATE = Fraction(25)  # frames per second, where a file names no usable rate
-MAX_RATE, MAX_RATE_DENOMINATOR = 1000, 1001  # 30000/1001 is a rate of television; finer ones are noise
-MAX_PIXELS = 1 << 26  # 8K has half of it; a damaged header can claim gigabytes
 REFUSED_FORMATS = frozenset({"concat", "dash", "hls", "sdp", "tty"})
 # PyAV raises the last two for streams that appear on the way and for pixel formats it does not know.
 DECODER_ERRORS = (FFmpegError, OSError, IndexError, ValueError)
@@ -40,28 +35,15 @@ SHORTFALL_FRACTION = 0.01
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Frame:
-    """One picture of a video.
-
-    Attributes:
-        index: place in the sequence, from 0.
-        time_s: seconds since the first picture.
-        image: u8[H, W, 3] RGB, upright (rotation metadata applied).
-    """
-
-    index: int
-    time_s: float
-    image: npt.NDArray[np.uint8]
-
-
-class VideoSource:
+class VideoSource(ClosingSource):
     """A video file as an iterator of `Frame`; use it in a `with` statement.
 
     Args:
         path: a video file.
 
     Attributes:
+        name: the path as given.
+        live: False; a file waits.
         width, height: size of the first picture, pixels, after rotation. Later pictures can differ.
         rate: pictures per second.
         frames_expected: number of pictures the file states or implies, or None.
@@ -73,19 +55,21 @@ class VideoSource:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self.name, self.live = str(path), False
         self._container = _open(self.path)
         try:
             self._stream = _video_stream(self.path, self._container)
             self._pictures = _decode(self.path, self._container, self._stream)
-            self._first = next(self._pictures, None)
-            if self._first is None:
+            first = next(self._pictures, None)
+            if first is None:
                 raise SourceError(f"{self.path}: the video holds no pictures")
         except BaseException:
             self._container.close()
             raise
-        self.height, self.width = self._first.image.shape[:2]
-        self.rate = _rate(self._stream)
-        self.frames_expected = _frames_expected(self._container, self._stream)
+        self._first: Frame | None = first
+        self.height, self.width = first.image.shape[:2]
+        self.rate = usable_rate(self._stream)
+        self.frames_expected: int | None = _frames_expected(self._container, self._stream)
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield every picture in order, once.
@@ -111,14 +95,6 @@ class VideoSource:
         """Close the file; the iteration ends."""
         self._pictures.close()
         self._container.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _open(path: Path) -> av.container.InputContainer:
@@ -155,7 +131,7 @@ def _video_stream(path: Path, container: av.container.InputContainer) -> av.Vide
 
 
 def _decode(path: Path, container: av.container.InputContainer, stream: av.VideoStream) -> Generator[Frame]:
-    rate = _rate(stream)
+    rate, converter = usable_rate(stream), PictureConverter()
     index, start_s, end_s = 0, 0.0, 0.0
     try:
         for picture in container.decode(stream):
@@ -163,7 +139,8 @@ def _decode(path: Path, container: av.container.InputContainer, stream: av.Video
             start_s = stamp_s if index == 0 else start_s
             time_s = stamp_s - start_s
             end_s = max(end_s, time_s + _duration_s(picture, rate))
-            yield Frame(index, time_s, _upright(picture, first=index == 0))
+            captured_s = time.monotonic()
+            yield Frame(index, time_s, converter.convert(picture), captured_s)
             index += 1
     except DECODER_ERRORS as error:
         raise SourceError(_damage(path, index, end_s, _reason(error))) from error
@@ -197,29 +174,11 @@ def _stated_duration_s(container: av.container.InputContainer, stream: av.VideoS
     return None
 
 
-def _upright(picture: av.VideoFrame, first: bool) -> npt.NDArray[np.uint8]:
-    image = picture.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-    quarter_turns, rest = divmod(picture.rotation, 90)  # counter-clockwise, like rot90
-    if rest and first:
-        _logger.warning("rotation by %d degrees is not a quarter turn: ignored", picture.rotation)
-    if rest:
-        return image
-    return np.ascontiguousarray(np.rot90(image, quarter_turns))
-
-
-def _rate(stream: av.VideoStream) -> Fraction:
-    for rate in (stream.average_rate, stream.guessed_rate):
-        limited = Fraction(rate or 0).limit_denominator(MAX_RATE_DENOMINATOR)
-        if 0 < limited <= MAX_RATE:
-            return limited
-    return DEFAULT_RATE
-
-
 def _frames_expected(container: av.container.InputContainer, stream: av.VideoStream) -> int | None:
     if stream.frames > 0:
         return int(stream.frames)
     duration_s = _stated_duration_s(container, stream)
-    return None if duration_s is None else max(1, round(duration_s * _rate(stream)))
+    return None if duration_s is None else max(1, round(duration_s * usable_rate(stream)))
 
 
 def _reason(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 import toy
 from mgg_edge.errors import EngineError, MggEdgeError, StateError, UsageError
-from mgg_edge.runtime import Adapter, Bundle, Diagnostics, Engine, StepLimits, open_engine
+from mgg_edge.runtime import Adapter, Bundle, Diagnostics, Engine, StepLimits, adapter_learner, open_engine
 from mgg_edge.runtime import adapter as adapter_module
 from mgg_edge.runtime.graphs import embed_weights
 from mgg_edge.state import AdaptState
@@ -39,6 +40,11 @@ def run(adapter: Adapter, count: int, seed: int = 0) -> list:
     return [adapter(frame) for frame in toy.frames(count, seed)]
 
 
+def counts(adapter: Adapter) -> tuple[int, int, int]:
+    counters = adapter.counters
+    return counters.frames_inferred, counters.adapt_steps, counters.adapt_rejected
+
+
 def values(predictions: list) -> list[tuple]:
     return [(p.label, p.probability, p.entropy, p.logits.tobytes(), p.adapted, p.step) for p in predictions]
 
@@ -61,7 +67,7 @@ class TestPredictions:
 
     @pytest.mark.parametrize("logits", [[0, 0, 0, 0], [1e4, 0, 0, 0], [-1e38, 1e38, 0, 0], [1e-30, 0, 0, 0]])
     def test_extreme_logits(self, loaded_toy: Bundle, wrapped: Wrapped, logits: list[float]):
-        wrapped.infer = lambda frames: (np.array([logits], np.float32), np.zeros((1, toy.FEATURES), np.float32))
+        wrapped.infer = lambda frames, state: (np.array([logits], np.float32), np.zeros((1, toy.FEATURES), np.float32))
         prediction = Adapter(loaded_toy, wrapped)(toy.frames(1)[0])
         assert 0.25 <= prediction.probability <= 1
         assert 0 <= prediction.entropy <= math.log(4) + 1e-12
@@ -92,7 +98,7 @@ class TestSchedule:
             predictions = run(adapter, 13)
             assert [p.step for p in predictions] == [0] * 4 + [1] * 4 + [2] * 4 + [3]
             assert [p.adapted for p in predictions] == [False] * 4 + [True] * 9
-            assert adapter.counters == adapter_module.Counters(frames_inferred=13, adapt_steps=3, adapt_rejected=0)
+            assert counts(adapter) == (13, 3, 0)
             assert (len(adapter.infer_times_ms), len(adapter.adapt_times_ms)) == (13, 3)
             assert float(adapter.state()["step"]) == 3
 
@@ -135,6 +141,7 @@ class TestSchedule:
 
     def test_times_are_bounded(self, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(adapter_module, "MAX_TIMES", 5)
+        monkeypatch.setattr(adapter_learner, "MAX_TIMES", 5)
         with Adapter.open(toy_bundle) as adapter:
             run(adapter, 30)
             assert (len(adapter.infer_times_ms), len(adapter.adapt_times_ms)) == (5, 5)
@@ -208,7 +215,7 @@ class TestFaults:
         with caplog.at_level(logging.WARNING):
             predictions = run(adapter, 12, seed=3)
         assert adapter.state().digest() == before
-        assert adapter.counters == adapter_module.Counters(frames_inferred=16, adapt_steps=1, adapt_rejected=3)
+        assert counts(adapter) == (16, 1, 3)
         assert adapter.last_rejection == reason
         assert [record.getMessage() for record in caplog.records] == [f"adaptation step refused: {reason}"]
         assert all(p.step == 1 and np.isfinite(p.logits).all() for p in predictions)
@@ -244,15 +251,15 @@ class TestFaults:
         wrapped.adapt = adapt
         run(adapter, 4 * 200)
         assert adapter.counters.adapt_rejected == 200
-        assert len(caplog.records) <= adapter_module.MAX_LOGGED_REASONS
+        assert len(caplog.records) <= adapter_learner.MAX_LOGGED_REASONS
 
     def test_adapted_logits_that_are_not_finite_lead_back_to_the_source(
         self, loaded_toy: Bundle, toy_engine: Engine, caplog: pytest.LogCaptureFixture
     ):
         adapter = Adapter(loaded_toy, toy_engine)
         run(adapter, 8)
-        huge = {**toy_engine.state(), "theta": np.full(toy.THETA, 3e38, np.float32)}
-        toy_engine.load_state(AdaptState(huge))
+        huge = {**adapter.state(), "theta": np.full(toy.THETA, 3e38, np.float32)}
+        adapter.load_state(AdaptState(huge))
         (prediction,) = run(adapter, 1)
         assert (prediction.adapted, prediction.step) == (False, 0)
         assert np.isfinite(prediction.logits).all()
@@ -261,7 +268,7 @@ class TestFaults:
         assert "back to the source model" in (adapter.last_rejection or "")
 
     def test_source_logits_that_are_not_finite_are_an_engine_error(self, loaded_toy: Bundle, wrapped: Wrapped):
-        wrapped.infer = lambda frames: (np.full((1, 4), np.nan, np.float32), np.zeros((1, 6), np.float32))
+        wrapped.infer = lambda frames, state: (np.full((1, 4), np.nan, np.float32), np.zeros((1, 6), np.float32))
         with pytest.raises(EngineError, match="expected finite logits from the source model"):
             Adapter(loaded_toy, wrapped)(toy.frames(1)[0])
 
@@ -294,10 +301,10 @@ class TestState:
             assert (prediction.adapted, prediction.step) == (False, 0)
 
     def test_a_rule_without_a_step_counter(self, loaded_toy: Bundle, toy_engine: Engine):
-        adapter = Adapter(loaded_toy, toy_engine)
-        run(adapter, 4)
-        toy_engine.load_state = lambda state: None
-        adapter.load_state(AdaptState({"theta": adapter.state()["theta"]}))
+        manifest = loaded_toy.manifest.replace(state=toy.STATE[:1])
+        source = AdaptState({"theta": loaded_toy.initial_state["theta"]})
+        adapter = Adapter(dataclasses.replace(loaded_toy, manifest=manifest, initial_state=source), toy_engine)
+        adapter.load_state(AdaptState({"theta": source["theta"] + np.float32(0.5)}))
         (prediction,) = run(adapter, 1)
         assert (prediction.adapted, prediction.step) == (True, 0)
 
@@ -325,7 +332,7 @@ class TestOpening:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"adapt": "sometimes"}, "adapt: expected one of always, off, found 'sometimes'"),
+            ({"adapt": "sometimes"}, "adapt: expected one of always, burst, off, found 'sometimes'"),
             ({"engine": "npu"}, "engine: expected one of auto, cpu, found 'npu'"),
             ({"threads": 0}, "threads: expected a whole number"),
         ],

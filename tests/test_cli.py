@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ import pytest
 import mgg_edge
 from mgg_edge.cli import main as cli
 from mgg_edge.runtime import Adapter
+from streams import HttpStream, free_port
 from videos import pictures, read_pictures, write_video
 
 FRAME_FIELDS = ["frame", "time_s", "label", "probability", "entropy", "step", "adapted"]
@@ -276,6 +279,105 @@ def test_a_full_disk_under_standard_output_is_one_line(toy_bundle: Path, clip: P
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
     assert "No space left" in error_line(done.stderr)
+
+
+# --- cameras
+
+
+def test_several_sources_each_learn_for_themselves(call: Call, toy_bundle: Path, clip: Path, tmp_path: Path) -> None:
+    words = [
+        "--source",
+        f"door={clip}",
+        "--source",
+        "synthetic:frames=8",
+        "--source",
+        clip,
+        "--csv",
+        tmp_path / "t.csv",
+    ]
+    done = call("run", "--bundle", toy_bundle, *words, "--json", "--threads", 1, "--save", tmp_path / "out.mp4")
+    assert done.code == 0
+    *frames, last = map(json.loads, done.out.splitlines())
+    by_source = {name: [line for line in frames if line["source"] == name] for name in ("door", "synthetic", "clip")}
+    assert [len(lines) for lines in by_source.values()] == [12, 8, 12]
+    for lines in by_source.values():
+        assert [line["frame"] for line in lines] == list(range(len(lines)))
+    unnamed = [[{**line, "source": ""} for line in by_source[name]] for name in ("door", "clip")]
+    assert unnamed[0] == unnamed[1]
+    assert set(last["summary"]["sources"]) == set(by_source)
+    assert last["summary"]["frames_read"] == last["summary"]["frames_inferred"] == 32
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{stem}-{name}.{suffix}" for stem, suffix in (("out", "mp4"), ("t", "csv")) for name in by_source
+    }
+    assert len(read_pictures(tmp_path / "out-synthetic.mp4")) == 8
+
+
+def test_people_see_what_was_dropped_of_which_camera(call: Call, toy_bundle: Path) -> None:
+    source = "synthetic:frames=40,faults=shape,every=10"
+    done = call("run", "--bundle", toy_bundle, "--source", f"door={source}", "--source", f"gate={source}")
+    assert done.code == 0
+    assert "74, 6 dropped (6 malformed)" in done.out
+    assert "camera gate" in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--source a=synthetic: --source a=synthetic:", "found 'a' twice"),
+        ("--source synthetic: --serve nowhere", "expected [HOST:]PORT"),
+        ("--source rtsp://u:secret@ --json", "expected an address with a host"),
+        ("--source ftp://u:secret@h/x", "ftp://***@h/x"),
+    ],
+)
+def test_mistakes_with_cameras(call: Call, toy_bundle: Path, words: str, said: str) -> None:
+    done = call("run", "--bundle", toy_bundle, *words.split())
+    assert done.code == 2
+    assert said in error_line(done.err)
+    assert "secret" not in done.err + done.out
+
+
+def test_a_log_for_programs_is_json_on_standard_error(call: Call, toy_bundle: Path) -> None:
+    source = "synthetic:frames=12,faults=shape,every=5"
+    done = call("run", "--bundle", toy_bundle, "--source", source, "--json", "--log-format", "json")
+    line, _ = map(json.loads, done.err.splitlines())
+    assert list(line) == ["time", "level", "logger", "message"]
+    assert line["level"] == "warning"
+    assert "frame 5 dropped" in line["message"]
+
+
+def test_a_camera_with_a_password_served_while_its_connection_breaks(toy_bundle: Path, tmp_path: Path) -> None:
+    """The whole program: source from the environment, page, reconnection, two SIGTERMs; and nowhere the password."""
+    port = free_port()
+    with HttpStream("mjpeg") as stream:
+        address = stream.address.replace("//", "//admin:s3cr3t@")
+        words = ["run", "--bundle", str(toy_bundle), "--json", "--serve", str(port), "--log-format", "json"]
+        process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *words, "--threads", "1", "--stall-timeout", "2"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "MGG_EDGE_SOURCE": address},
+        )
+        lines = [process.stdout.readline() for _ in range(10)]
+        stream.cut()
+        stream.restore()
+        lines += [process.stdout.readline() for _ in range(30)]
+        answers = []
+        for path in ("status", "metrics", "readyz", ""):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10) as answer:
+                answers.append(answer.read().decode())
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)  # supervisors do this
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    last = json.loads(out.splitlines()[-1])["summary"]
+    assert last["reconnects"] >= 1
+    assert last["frames_read"] == last["frames_inferred"] + last["frames_dropped"]
+    assert '"connected": true' in answers[0]
+    said = [json.loads(line)["message"] for line in err.splitlines()]
+    assert any("connection lost" in message for message in said)
+    assert any("connected again" in message for message in said)
+    assert not [text for text in (*lines, out, err, *answers) if "s3cr3t" in text]
 
 
 # --- inspect

@@ -10,7 +10,7 @@ import pytest
 from mgg_edge.errors import UsageError
 from mgg_edge.manifest import RuleInfo
 from mgg_edge.runtime.engine import Diagnostics
-from mgg_edge.runtime.guard import StepLimits, check_step, default_limits
+from mgg_edge.runtime.guard import BreachCode, StepLimits, check_logits, check_step, default_limits, drift_ratio
 from mgg_edge.state import AdaptState
 
 SOUND = Diagnostics(entropy=0.7, discrepancy=0.1, loss=0.8, gradient_norm=2.0, update_norm=1.0)
@@ -35,18 +35,22 @@ def test_a_sound_step_passes():
 @pytest.mark.parametrize("value", NOT_FINITE)
 @pytest.mark.parametrize("name", ["theta", "m"])
 def test_state_must_be_finite(name: str, value: float):
-    assert check_step(state(), with_one(name, value), SOUND, StepLimits(math.inf)) == f"state '{name}' is not finite"
+    breach = check_step(state(), with_one(name, value), SOUND, StepLimits(math.inf))
+    assert breach == (BreachCode.NON_FINITE, f"state '{name}' is not finite")
 
 
 @pytest.mark.parametrize("value", NOT_FINITE)
 @pytest.mark.parametrize("name", Diagnostics._fields)
 def test_diagnostics_must_be_finite(name: str, value: float):
-    assert check_step(state(), state(), SOUND._replace(**{name: value}), LIMITS) == f"{name} is not finite"
+    breach = check_step(state(), state(), SOUND._replace(**{name: value}), LIMITS)
+    assert breach == (BreachCode.NON_FINITE, f"{name} is not finite")
 
 
 @pytest.mark.parametrize("value", [0.011, -0.011, 1.0, 3e38])
 def test_one_scalar_that_moves_too_far_is_enough(value: float):
-    assert "further" in (check_step(state(), with_one("theta", value), SOUND, LIMITS) or "")
+    breach = check_step(state(), with_one("theta", value), SOUND, LIMITS)
+    assert breach is not None
+    assert breach.code is BreachCode.UPDATE
 
 
 def test_the_bound_itself_is_allowed():
@@ -73,7 +77,9 @@ def test_a_previous_state_with_nan_never_passes():
     ids=["shape", "dtype", "missing", "order"],
 )
 def test_the_candidate_must_look_like_the_state(candidate: AdaptState):
-    assert "expected" in (check_step(state(), candidate, SOUND, LIMITS) or "")
+    breach = check_step(state(), candidate, SOUND, LIMITS)
+    assert breach is not None
+    assert breach.code is BreachCode.SHAPE
 
 
 @pytest.mark.parametrize("bound", [math.nan, -1e-9, -math.inf])
@@ -96,3 +102,43 @@ def test_default_limits_refuse_more_than_the_rule_can_do(rule: str, update: floa
     rate = 1e-3
     limits = default_limits(RuleInfo(rule, rate, {}, ""))
     assert check_step(state(), state(rate * update), SOUND, limits) is not None
+
+
+class TestDrift:
+    SOURCE = state(1.0)  # ‖θ₀‖ = √5
+
+    def judge(self, theta: float, max_drift: float):
+        near = state(1.0 + theta)
+        return check_step(near, near, SOUND, StepLimits(1.0, max_drift), self.SOURCE)
+
+    def test_the_ball_is_closed_and_counted_from_the_source_not_from_the_step_before(self):
+        radius = drift_ratio(state(1.25), self.SOURCE, StepLimits(1.0, 1.0))
+        assert radius == pytest.approx(0.25 * math.sqrt(5))
+        assert self.judge(0.25, radius) is None
+        breach = self.judge(0.25, radius * (1 - 1e-9))
+        assert breach is not None
+        assert breach.code is BreachCode.DRIFT
+
+    @pytest.mark.parametrize("bound", [math.nan, -1.0])
+    def test_the_bound_is_checked(self, bound: float):
+        with pytest.raises(UsageError, match=r"limits\.max_drift: expected a number of at least 0"):
+            StepLimits(1.0, bound)
+
+    def test_the_default_is_half_the_source_s_norm_and_never_nothing(self):
+        rule = RuleInfo("mgg", 1e-3, {}, "")
+        assert default_limits(rule).max_drift == math.inf
+        assert default_limits(rule, self.SOURCE).max_drift == pytest.approx(0.5 * math.sqrt(5))
+        assert default_limits(rule, state(0.0)).max_drift == pytest.approx(0.1 * math.sqrt(5))
+
+    def test_the_ratio(self):
+        assert drift_ratio(self.SOURCE, self.SOURCE, StepLimits(1.0, 2.0)) == 0
+        assert drift_ratio(state(3.0), self.SOURCE, StepLimits(1.0, math.inf)) == 0
+        assert drift_ratio(state(3.0), self.SOURCE, StepLimits(1.0, 0.0)) == math.inf
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_logits_must_be_finite(value: float):
+    logits = np.zeros((2, 3), np.float32)
+    assert check_logits(logits) is None
+    logits[1, 2] = value
+    assert check_logits(logits) == (BreachCode.NON_FINITE, "logits are not finite")

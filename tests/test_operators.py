@@ -111,6 +111,82 @@ FORWARD = {
     "conv": (F.conv2d, [(2, 3, 8, 8), (4, 3, 3, 3), (4,)]),
     "conv-patches": (lambda x, w: F.conv2d(x, w, stride=4), [(2, 3, 8, 8), (4, 3, 4, 4)]),
     "conv-grouped": (lambda x, w: F.conv2d(x, w, padding=2, dilation=2, groups=4), [(2, 4, 8, 8), (8, 1, 3, 3)]),
+    "fill": (lambda a: a * torch.full_like(a, 0.5), [(3, 4)]),
+    "silu": (F.silu, [(3, 40)]),
+    "hardswish": (lambda a: F.hardswish(a * 3), [(3, 40)]),
+    "hardsigmoid": (lambda a: F.hardsigmoid(a * 3), [(3, 40)]),
+    "hardtanh": (F.hardtanh, [(3, 40)]),
+    "relu6": (lambda a: F.relu6(a * 5), [(3, 40)]),
+    "prelu": (F.prelu, [(2, 5, 3, 3), (5,)]),
+    "leaky-relu": (lambda a: F.leaky_relu(a, 0.2), [(3, 40)]),
+    "elu": (F.elu, [(3, 40)]),
+    "mish": (F.mish, [(3, 40)]),
+    "softplus": (F.softplus, [(3, 40)]),
+    "log-sigmoid": (F.logsigmoid, [(3, 40)]),
+    "max-pool": (lambda x: F.max_pool2d(x, 3, 2, 1), [(2, 3, 8, 9)]),
+    "max-pool-ties": (lambda x: F.max_pool2d(x.relu(), 3, 2, 1), [(2, 3, 8, 9)]),
+    "max-pool-even": (lambda x: F.max_pool2d(x, 2), [(2, 3, 8, 6)]),
+    "max-pool-uncovered": (lambda x: F.max_pool2d(x, 2, 3), [(2, 3, 9, 7)]),
+    "max-pool-ceil": (lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True), [(2, 3, 8, 8)]),
+    "max-pool-dilated": (lambda x: F.max_pool2d(x, 2, 1, dilation=2), [(1, 2, 6, 7)]),
+    "max-pool-oblong": (lambda x: F.max_pool2d(x, (3, 2), (1, 2), (1, 0)), [(1, 2, 6, 8)]),
+    "avg-pool": (lambda x: F.avg_pool2d(x, 2), [(2, 3, 8, 6)]),
+    "avg-pool-overlap": (lambda x: F.avg_pool2d(x, 3, 2, 1), [(2, 3, 8, 9)]),
+    "avg-pool-valid-count": (lambda x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), [(2, 3, 5, 6)]),
+    "avg-pool-ceil": (lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True), [(2, 3, 8, 8)]),
+    "avg-pool-ceil-valid-count": (lambda x: F.avg_pool2d(x, 2, 2, 0, True, False), [(2, 3, 7, 7)]),
+    "avg-pool-oblong": (lambda x: F.avg_pool2d(x, (3, 2), (1, 2), (1, 0)), [(1, 2, 6, 8)]),
+    "global-pool": (lambda x: F.adaptive_avg_pool2d(x, 1), [(2, 3, 5, 7)]),
+    "global-max-pool": (lambda x: F.adaptive_max_pool2d(x, 1), [(2, 3, 5, 7)]),
+    "adaptive-pool": (lambda x: F.adaptive_avg_pool2d(x, (3, 2)), [(2, 3, 7, 5)]),
+    "adaptive-pool-up": (lambda x: F.adaptive_avg_pool2d(x, 7), [(2, 3, 3, 3)]),
+    "resize-nearest": (lambda x: F.interpolate(x, scale_factor=2), [(2, 3, 4, 5)]),
+    "resize-nearest-odd": (lambda x: F.interpolate(x, size=(7, 3)), [(2, 3, 4, 5)]),
+    "resize-bilinear": (lambda x: F.interpolate(x, size=(7, 9), mode="bilinear"), [(2, 3, 4, 5)]),
+    "resize-bilinear-scale": (lambda x: F.interpolate(x, scale_factor=1.7, mode="bilinear"), [(1, 2, 5, 5)]),
+    "resize-bilinear-corners": (
+        lambda x: F.interpolate(x, size=(3, 9), mode="bilinear", align_corners=True),
+        [(2, 3, 4, 5)],
+    ),
+    "resize-bicubic": (lambda x: F.interpolate(x, size=(6, 8), mode="bicubic"), [(1, 2, 4, 5)]),
+    "pad-zero": (lambda x: F.pad(x, (0, 1, 2, 1)), [(2, 3, 4, 5)]),
+    "pad-number-and-crop": (lambda x: F.pad(x, (-1, 1, 2, -2), value=0.7), [(2, 3, 4, 5)]),
+    "pad-reflect": (lambda x: F.pad(x, (1, 2, 3, 0), mode="reflect"), [(2, 3, 4, 5)]),
+    "pad-replicate": (lambda x: F.pad(x, (1, 2, 3, 0), mode="replicate"), [(2, 3, 4, 5)]),
+    "roll": (lambda x: x.roll((-2, 3), (1, 2)), [(2, 5, 6, 3)]),
+    "windows": (
+        lambda x: (
+            x.roll((-1, -1), (1, 2)).view(2, 2, 2, 2, 2, 3).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, 3).softmax(1)
+        ),
+        [(2, 4, 4, 3)],
+    ),
+    "gather-rows": (lambda t: t[torch.tensor([2, 0, 1, 2])], [(3, 4)]),
+    "gather-columns": (lambda t: t[:, torch.tensor([2, 0])], [(3, 4)]),
+    "pixel-shuffle": (lambda x: F.pixel_shuffle(x, 2), [(2, 8, 3, 4)]),
+    "pixel-unshuffle": (lambda x: F.pixel_unshuffle(x, 2), [(2, 2, 4, 6)]),
+    "channel-shuffle": (lambda x: F.channel_shuffle(x, 2), [(2, 6, 3, 4)]),
+    "squeeze-excite": (
+        lambda x, a, b: x * F.conv2d(F.silu(F.conv2d(x.mean((2, 3), keepdim=True), a)), b).sigmoid(),
+        [(2, 6, 4, 4), (3, 6, 1, 1), (6, 3, 1, 1)],
+    ),
+    "group-norm": (lambda x, w, b: F.group_norm(x, 2, w, b), [(2, 6, 4, 3), (6,), (6,)]),
+    "group-norm-plain": (lambda x: F.group_norm(x, 3), [(2, 6, 4, 3)]),
+    "instance-norm": (lambda x, w, b: F.instance_norm(x, weight=w, bias=b), [(2, 3, 4, 5), (3,), (3,)]),
+    "rms-norm": (lambda x, w: F.rms_norm(x, (5,), w, 1e-6), [(2, 3, 5), (5,)]),
+    "layer-norm-2d": (
+        lambda x, w, b: F.layer_norm(x.permute(0, 2, 3, 1), (3,), w, b).permute(0, 3, 1, 2),
+        [(2, 3, 4, 5), (3,), (3,)],
+    ),
+    "attention": (lambda q, k, v: (q @ k.transpose(-2, -1) * 0.5).softmax(-1) @ v, [(2, 3, 4, 5)] * 3),
+    "linear-attention": (lambda q, k, v: q.relu() @ (k.relu().transpose(-2, -1) @ v), [(2, 3, 4, 5)] * 3),
+    "batch-norm-training": (lambda x, w, b: F.batch_norm(x, None, None, w, b, True), [(4, 3, 2, 2), (3,), (3,)]),
+    "vector-norm": (lambda x: F.normalize(x, dim=1), [(2, 5, 3)]),
+    "glu": (lambda x: F.glu(x, 1), [(2, 6, 3)]),
+    "chunk": (lambda x: x.chunk(3, dim=1)[1], [(2, 6, 3)]),
+    "unbind": (lambda x: x.unbind(1)[1] * 2, [(2, 3, 4)]),
+    "var-mean": (lambda x: torch.var_mean(x, (2, 3))[0], [(2, 3, 4, 4)]),
+    "amax-spatial": (lambda x: x.amax((2, 3)), [(2, 3, 4, 4)]),
+    "lerp": (lambda a, b: torch.lerp(a, b, 0.1), [(3, 4), (3, 4)]),
     "softmax": (lambda a: a.softmax(-1), [(2, 3, 5)]),
     "softmax-middle": (lambda a: a.softmax(1), [(2, 3, 5)]),
     "log-softmax": (lambda a: a.log_softmax(1), [(2, 5)]),
@@ -149,10 +225,8 @@ NOT_DIFFERENTIABLE = {
     "amax",
     "mv",
     "addmm-scaled",
-    "conv",
-    "conv-patches",
-    "conv-grouped",
 }
+NOT_DIFFERENTIABLE |= {"fill", "gather-rows", "gather-columns", "amax-spatial"}
 DIFFERENTIABLE = [name for name in FORWARD if name not in NOT_DIFFERENTIABLE]
 
 
@@ -171,6 +245,89 @@ def test_gradient(case, lowering):
     backward = gradient_of(function)
     inputs = [values(*shape, seed=index) for index, shape in enumerate(shapes)]
     torch.testing.assert_close(run_lowered(backward, inputs, lowering), backward(*inputs), rtol=1e-4, atol=1e-5)
+
+
+# kernel, stride, padding, dilation, groups, input channels, output channels, transposed
+CONVOLUTIONS = [
+    (kernel, stride, padding, dilation, groups, channels, outputs, False)
+    for groups, channels, outputs in ((1, 3, 4), (2, 4, 6), (4, 4, 4), (4, 4, 8))
+    for kernel, stride, padding, dilation in (
+        (1, 1, 0, 1),
+        (1, 2, 0, 1),
+        (3, 1, 1, 1),
+        (3, 2, 1, 1),
+        (3, 2, 0, 1),
+        (3, 1, 2, 2),
+        (3, 2, 2, 2),
+        (5, 1, 0, 1),
+        (2, 2, 0, 1),
+        (4, 4, 0, 1),
+        (3, 1, 3, 1),
+    )
+] + [(3, 2, 1, 1, 1, 4, 3, True), (2, 2, 0, 1, 2, 4, 4, True), (3, 1, 2, 2, 1, 4, 3, True)]
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=lambda case: "-".join(str(int(number)) for number in case))
+def test_convolution_and_its_input_gradient(case, lowering):
+    kernel, stride, padding, dilation, groups, channels, outputs, transposed = case
+    x = values(2, channels, 8, 9)
+    shape = (channels, outputs // groups) if transposed else (outputs, channels // groups)
+    weight, bias = values(*shape, kernel, kernel, seed=1), values(outputs, seed=2)
+    convolve = F.conv_transpose2d if transposed else F.conv2d
+
+    def function(x, weight, bias):
+        return convolve(x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+    backward = gradient_of(function)
+    inputs = [x, weight, bias]
+
+    def both(*inputs):
+        return torch.cat([function(*inputs).flatten(), backward(*inputs).flatten()])
+
+    torch.testing.assert_close(run_lowered(both, inputs, lowering), both(*inputs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize("window", [(3, 2, 1), (3, 1, 1), (2, 2, 0)], ids=str)
+def test_of_equal_elements_the_first_takes_the_gradient(window, lowering):
+    """After ReLU most windows hold several zeros; which of them the gradient goes to is part of the operator."""
+    backward = gradient_of(lambda x: F.max_pool2d(x, *window))
+    x = torch.randint(0, 3, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0)).float()
+    torch.testing.assert_close(run_lowered(backward, [x], lowering), backward(x), **TOLERANCE)
+
+
+def test_weight_gradients_are_refused():
+    def function(named):
+        return {"y": torch.func.grad(lambda w: F.conv2d(named["x"], w).sum())(named["w"])}
+
+    traced = trace(function, {"x": values(2, 3, 5, 5), "w": values(4, 3, 3, 3)})
+    with pytest.raises(UnsupportedError, match="gradient of convolution weights"):
+        lower(traced, "test", "onnxruntime", weights=())
+
+
+def test_depthwise_gradients_read_the_weight_reversed():
+    backward = gradient_of(lambda x, w: F.conv2d(x, w, padding=1, groups=4))
+    inputs = {"x": values(2, 4, 6, 6), "w": values(4, 1, 3, 3, seed=1)}
+    model = lower(trace(lambda named: {"y": backward(*named.values())}, inputs), "test", "onnxruntime", weights={"w"})
+    used = {name for node in model.graph.node for name in node.input}
+    assert "w.reversed" in used
+    assert "ConvTranspose" not in [node.op_type for node in model.graph.node]
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes", "message"),
+    [
+        (lambda x: F.avg_pool2d(x, 2, divisor_override=3), [(1, 2, 4, 4)], "with the divisor 3"),
+        (lambda x: x.roll(1), [(3, 4)], "roll over all axes"),
+        (lambda x: x.as_strided((2, 2), (1, 1)), [(4,)], "view of 4 elements"),
+        (lambda x: x[torch.tensor([0, 1]), torch.tensor([0, 1])], [(3, 4)], "indexing with 2 tensors"),
+    ],
+    ids=["divisor", "roll", "overlapping-view", "two-indices"],
+)
+def test_what_has_no_exact_lowering_is_refused(function, shapes, message):
+    with pytest.raises(UnsupportedError, match=message):
+        run_lowered(function, [values(*shape) for shape in shapes], "onnxruntime")
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)

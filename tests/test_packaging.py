@@ -33,7 +33,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 def sources() -> set[str]:
     """Paths the wheel must hold, by the names they are imported under."""
     modules = {f"mgg_edge/{path.relative_to(ROOT / 'mgg_edge')}" for path in (ROOT / "mgg_edge").glob("*.py")}
-    for folder, parent in (("learn", "mgg_edge"), ("data", "mgg_edge"), ("export", ""), ("runtime", ""), ("cli", "")):
+    inner = ("scenes", "learn", "learn/evaluation", "learn/methods", "data")
+    for folder, parent in (*((name, "mgg_edge") for name in inner), ("export", ""), ("runtime", ""), ("cli", "")):
         modules |= {f"mgg_edge/{folder}/{path.name}" for path in (ROOT / parent / folder).glob("*.py")}
     return modules | {f"mgg_edge/data/{path.name}" for path in (ROOT / "mgg_edge" / "data").glob("*.mgg")}
 

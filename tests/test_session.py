@@ -28,6 +28,9 @@ SUMMARY_FIELDS = [
     "adapt_ms",
     "wall_s",
     "engine",
+    "drop_reasons",
+    "frame_age_ms",
+    "reconnects",
 ]
 
 
@@ -139,7 +142,7 @@ def test_the_first_failure_is_the_one_reported(adapter: Adapter) -> None:
 def test_a_failing_engine_is_reported_and_its_frame_counts_as_dropped(
     adapter: Adapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: np.ndarray) -> None:
+    def fail(*_: object) -> None:
         raise EngineError("lost the device")
 
     monkeypatch.setattr(adapter._engine, "infer", fail)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import math
 import stat
+import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from mgg_edge.errors import MissingDependencyError, SinkError, UsageError
 from mgg_edge.runtime import sinks
 from mgg_edge.runtime.adapter import Prediction
 from mgg_edge.runtime.overlay import MIN_WIDTH, Caption, Overlay
-from mgg_edge.runtime.sinks import AnnotatedVideo, JsonLines
+from mgg_edge.runtime.sinks import AnnotatedVideo, CsvLines, JsonLines
 from mgg_edge.runtime.video import Frame
 from videos import pictures, read_pictures
 
@@ -86,7 +89,87 @@ def test_a_full_disk_is_a_sink_error_and_a_lost_reader_is_not() -> None:
         JsonLines(FailingStream(BrokenPipeError(32, "Broken pipe"))).summary({})
 
 
+def test_several_sources_share_a_stream_and_say_which_they_are() -> None:
+    stream = io.StringIO()
+    lines = JsonLines(stream)
+    for name in ("door", "gate"):
+        lines.of_source(name).write(Frame(1, 0.04, pictures(1)[0]), prediction())
+    lines.summary({})
+    found = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line.get("source") for line in found] == ["door", "gate", None]
+    assert list(found[0]) == ["source", "frame", "time_s", "label", "probability", "entropy", "step", "adapted"]
+
+
+def test_lines_of_several_threads_never_mix() -> None:
+    class Slow(io.StringIO):
+        def write(self, text: str) -> int:
+            for letter in text:
+                super().write(letter)
+                if letter == ",":
+                    time.sleep(0)
+            return len(text)
+
+    stream = Slow()
+    lines = JsonLines(stream)
+
+    def work(name: str) -> None:
+        sink = lines.of_source(name)
+        for index in range(50):
+            sink.write(Frame(index, 0.0, pictures(1)[0]), prediction())
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len([json.loads(line) for line in stream.getvalue().splitlines()]) == 150
+
+
+# --- tables
+
+
+def test_a_table_has_a_header_and_a_row_a_frame(tmp_path: Path) -> None:
+    sink = CsvLines(tmp_path / "out.csv", "door")
+    sink.write(Frame(0, 0.0, pictures(1)[0]), prediction(label='a, "b"\nc', entropy=math.nan))
+    sink.write(Frame(1, 0.04, pictures(1)[0]), prediction(step=2, label="=cmd()"))
+    rows_so_far = list(csv.reader(io.StringIO((tmp_path / "out.csv").read_text())))
+    sink.close()
+    sink.close()
+    assert list(csv.reader(io.StringIO((tmp_path / "out.csv").read_text()))) == rows_so_far
+    header, first, second = rows_so_far
+    assert header == ["source", "frame", "time_s", "label", "probability", "entropy", "step", "adapted"]
+    assert first == ["door", "0", "0.0", 'a, "b" c', "0.75", "", "0", "False"]
+    assert second[3] == "'=cmd()"  # no formula for a spreadsheet
+    with pytest.raises(SinkError, match="given up"):
+        sink.write(Frame(2, 0.08, pictures(1)[0]), prediction())
+
+
+def test_a_table_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="directory or device"):
+        CsvLines(tmp_path)
+    with pytest.raises(SinkError, match="No such file"):
+        CsvLines(tmp_path / "absent" / "out.csv")
+    sink = CsvLines(tmp_path / "out.csv")
+    sink._file.close()
+    sink._file = FailingStream(OSError(28, "No space left on device"))
+    with pytest.raises(SinkError, match="No space left"):
+        sink.write(Frame(0, 0.0, pictures(1)[0]), prediction())
+    sink.abort()
+
+
 # --- annotated video
+
+
+def test_a_live_source_s_pictures_stand_where_their_times_put_them(tmp_path: Path) -> None:
+    target = tmp_path / "out.mp4"
+    sink = AnnotatedVideo(target, 320, 240, RATE, timed=True)
+    image = pictures(1, 240, 320)[0]
+    for index, time_s in enumerate([0.0, 0.04, 2.0, 1.0, 2.1]):  # a gap, and a clock that goes back
+        sink.write(Frame(index, time_s, image), prediction())
+    sink.close()
+    with av.open(str(target)) as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    assert times == pytest.approx([0.0, 0.04, 2.0, 2.04, 2.08])
 
 
 @pytest.mark.parametrize("suffix", sinks.VIDEO_SUFFIXES)

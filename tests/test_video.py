@@ -77,6 +77,25 @@ def test_rotation_metadata_is_applied(tmp_path: Path, degrees: int) -> None:
             np.testing.assert_array_equal(frame.image, np.rot90(image, degrees // 90))
 
 
+@pytest.mark.parametrize(("colour_range", "white"), [(1, 235), (2, 255)])
+def test_the_colour_range_of_the_stream_is_honoured(tmp_path: Path, colour_range: int, white: int) -> None:
+    path = tmp_path / "video.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv444p"
+        stream.codec_context.color_range = colour_range
+        for luma in (16, 126, white):
+            picture = av.VideoFrame(32, 16, "yuv444p")
+            for plane, value in zip(picture.planes, (luma, 128, 128), strict=True):
+                plane.update(bytes([value]) * plane.buffer_size)
+            picture.color_range = colour_range
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    levels = [int(frame.image.mean()) for frame in read(path)[0]]
+    expected = [0, 128, 255] if colour_range == 1 else [16, 126, 255]
+    assert np.abs(np.array(levels) - expected).max() <= 1
+
+
 @pytest.mark.parametrize(("height", "width"), [(31, 47), (1, 1), (3, 2)])
 def test_odd_sizes_are_read(tmp_path: Path, height: int, width: int) -> None:
     frames, error = read(write_video(tmp_path / "video.mov", pictures(3, height, width)))

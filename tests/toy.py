@@ -37,6 +37,7 @@ from mgg_edge.manifest import (
     PreprocessInfo,
     RuleInfo,
     StatisticsInfo,
+    TapInfo,
 )
 from mgg_edge.norms import NormParameter
 from mgg_edge.state import TensorSpec
@@ -221,8 +222,10 @@ def manifest() -> Manifest:
         rule=RuleInfo("sgd", LEARNING_RATE, {"momentum": DECAY}, ""),
         statistics=StatisticsInfo("synthetic", 32),
         labels=LABELS,
+        taps=(TapInfo("norm", FEATURES, "vector"),),
         norms=(NormParameter("norm.weight", (FEATURES,)), NormParameter("norm.bias", (FEATURES,))),
         state=STATE,
+        infer_state=("theta",),
         infer_batch=1,
         adapt_batch=BATCH,
         opset=OPSET,

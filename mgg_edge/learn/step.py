@@ -2,8 +2,10 @@
 
     adapt(frames, state, constants) -> (logits, diagnostics, new state)
 
-        logits, z = f(frames; θ)          g = ∂L(logits, z)/∂θ          u, rule state = rule(g, rule state)
+        logits, z, S = f(frames; θ, S)    g = ∂L(logits, z)/∂θ          u, rule state = rule(g, rule state)
         θ ← θ − α u                       the logits returned are those before the update
+
+S, the statistics of batch normalisation, are there only where they move; see `norm_statistics`.
 
 Everything the step needs beside frames and state is an entry of `constants`, so that the traced graph has
 no baked-in weights and the same function runs in float32 and float64.
@@ -19,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from mgg_edge.learn.backbone import Backbone
-from mgg_edge.learn.objective import Objective
+from mgg_edge.learn.backbone import NORM_STATISTICS, Backbone, BackboneOutput
+from mgg_edge.learn.objective import Objective, ObjectiveTerms
 from mgg_edge.learn.rules import UpdateRule
 from mgg_edge.learn.statistics import SourceStatistics
 
@@ -73,14 +75,17 @@ class AdaptStep:
         return {**self.backbone.constants(dtype), **self.statistics.constants(dtype), **learned, **rate}
 
     def initial_state(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """θ₀ and the rule's first state, by name."""
+        """The backbone's state at the source and the rule's first state, by name."""
         with torch.no_grad():
             rule_state = self.rule.init(self.backbone.norms.size, dtype)
-        return {"theta": self.backbone.theta(dtype), **rule_state._asdict()}
+        return {**self.backbone.initial_state(dtype), **rule_state._asdict()}
 
-    def infer(self, frames: Tensor, theta: Tensor, constants: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits f[B, C] and features f[B, D] of frames u8[B, H, W, 3] with θ [N]."""
-        return self.backbone.forward(frames, self.backbone.split(theta), constants)
+    def infer(
+        self, frames: Tensor, state: Mapping[str, Tensor], constants: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Logits f[B, C] and features f[B, D] of frames u8[B, H, W, 3]; reads `backbone.infer_state` of the state."""
+        norms = self.backbone.split(state["theta"])
+        return self.backbone.forward(frames, norms, constants, state.get(NORM_STATISTICS))
 
     def adapt(self, frames: Tensor, state: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> AdaptOutput:
         """One step on frames u8[B, H, W, 3], B ≥ 2; `state` is not changed.
@@ -89,26 +94,25 @@ class AdaptStep:
             ValueError: B < 2.
         """
 
-        def loss(norms: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-            logits, features = self.backbone.forward(frames, norms, constants)
-            terms = self.objective(logits, features, constants["statistics.mean"], constants["statistics.std"])
-            return terms.loss, (logits, terms.entropy, terms.discrepancy)
+        def loss(norms: dict[str, Tensor]) -> tuple[Tensor, tuple[BackboneOutput, ObjectiveTerms]]:
+            output = self.backbone.forward_moving(frames, norms, constants, state.get(NORM_STATISTICS))
+            source_mean, source_std = constants["statistics.mean"], constants["statistics.std"]
+            terms = self.objective(output.logits, output.features, source_mean, source_std)
+            return terms.loss, (output, terms)
 
         theta = state["theta"]
-        gradients, (value, (logits, entropy, discrepancy)) = torch.func.grad_and_value(loss, has_aux=True)(
-            self.backbone.split(theta)
-        )
+        gradients, (value, (output, terms)) = torch.func.grad_and_value(loss, has_aux=True)(self.backbone.split(theta))
         gradient = torch.cat([gradients[name].flatten() for name in self.backbone.norms.names])  # [N]
         direction, rule_state = self._apply_rule(gradient, state, constants)
         update = constants["learning_rate"] * direction  # [N]
         return AdaptOutput(
-            logits=logits,
-            entropy=entropy,
-            discrepancy=discrepancy,
+            logits=output.logits,
+            entropy=terms.entropy,
+            discrepancy=terms.discrepancy,
             loss=value,
             gradient_norm=gradient.square().sum().sqrt(),
             update_norm=update.square().sum().sqrt(),
-            state={"theta": theta - update, **rule_state._asdict()},
+            state={"theta": theta - update, **output.moved, **rule_state._asdict()},
         )
 
     def _apply_rule(self, gradient: Tensor, state: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> Any:

@@ -1,0 +1,65 @@
+"""`mgg-edge replay`: does a recorded run come out the same, bit for bit, and if not, where does it part?"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mgg_edge.errors import ParityError
+
+__all__ = ["replay"]
+
+
+def replay(
+    record: Annotated[Path, typer.Argument(help="Record (.mggrun) of 'run --record'.", show_default=False)],
+    source: Annotated[str, typer.Option(help="The video or pictures of that run.", show_default=False)],
+    bundle: Annotated[
+        Path | None, typer.Option(help="Bundle (.mgg) of that run; the one shipped with the package when not given.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of the engine; as recorded by default.", show_default=False)
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+) -> None:
+    """Compute a recorded run anew and compare every hash; ends with exit code 4 at the first difference."""
+    from mgg_edge.cli.display import Stages, log_to_terminal, print_facts
+    from mgg_edge.cli.run import default_bundle
+    from mgg_edge.runtime.bundle import Bundle
+    from mgg_edge.runtime.engine import open_engine
+    from mgg_edge.runtime.record_file import Record
+    from mgg_edge.runtime.record_replay import Replay
+    from mgg_edge.runtime.source_open import open_source
+
+    console = log_to_terminal()
+    recorded = Record.read(record)
+    with contextlib.ExitStack() as stack:
+        path = bundle if bundle is not None else stack.enter_context(default_bundle())
+        loaded = Bundle.load(path)
+        pictures = stack.enter_context(open_source(source))
+        engine = open_engine(loaded, threads=threads or recorded.header.get("facts", {}).get("threads"))
+        stack.callback(engine.close)
+        with Stages(console) as stages:
+            report = Replay(recorded, loaded, engine).run(
+                (frame.image for frame in pictures), lambda done, total: stages("replay", done, total)
+            )
+    if json:
+        import json as json_codec
+
+        result = dataclasses.asdict(report) | {"complete": recorded.complete}
+        sys.stdout.write(json_codec.dumps(result) + "\n")
+    else:
+        print_facts(
+            {
+                "frames": f"{report.frames} of {len(recorded.frames)} equal, {report.skipped} others in the source",
+                "steps": f"{report.steps} computed anew, all equal" if report.steps else "none",
+                "states": f"{report.states} of {len(recorded.events)} equal",
+                "record": "complete" if recorded.complete else "cut short: the run was killed",
+            }
+        )
+    if report.difference is not None:
+        raise ParityError(f"{record}: first difference: {report.difference}")

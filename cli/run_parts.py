@@ -1,0 +1,189 @@
+"""What `mgg-edge run` puts together: named sources, their outputs, adapters on one set of weights, and the server."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mgg_edge
+from mgg_edge.cli.display import RunDisplay
+from mgg_edge.errors import UsageError
+from mgg_edge.runtime.adapter import Adapter, AdapterSettings, Journal
+from mgg_edge.runtime.bundle import Bundle
+from mgg_edge.runtime.engine import open_engine
+from mgg_edge.runtime.http_frozen import FrozenModel
+from mgg_edge.runtime.http_server import LiveServer, parse_listen
+from mgg_edge.runtime.http_view import CameraView
+from mgg_edge.runtime.pipeline import Policy, Reader
+from mgg_edge.runtime.session_lanes import Lane
+from mgg_edge.runtime.sinks import AnnotatedVideo, CsvLines, JsonLines, Sink
+from mgg_edge.runtime.source import FrameSource
+from mgg_edge.runtime.source_live import LiveOptions
+from mgg_edge.runtime.source_open import open_source, split_name, suggest_name
+
+__all__ = ["Outputs", "Views", "adapters_for", "lanes_for", "open_named", "serving"]
+
+_logger = logging.getLogger(__name__)
+
+
+def open_named(specs: Sequence[str], options: LiveOptions, stack: contextlib.ExitStack) -> dict[str, FrameSource]:
+    """Open sources by what the user wrote, under different names; closed with the stack.
+
+    Raises:
+        UsageError: two of one given name, or a source that does not exist.
+        SourceError: one that cannot be read.
+    """
+    named: dict[str, str] = {}
+    for index, spec in enumerate(specs):
+        given, text = split_name(spec)
+        name = given or _free(suggest_name(text, index), named)
+        if name in named:
+            raise UsageError(f"source: expected different names, found '{name}' twice")
+        named[name] = text
+    return {name: stack.enter_context(open_source(text, options)) for name, text in named.items()}
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where each source's predictions go.
+
+    Attributes:
+        sinks: by the name of the source.
+        videos: the annotated videos among them.
+    """
+
+    sinks: Mapping[str, list[Sink]]
+    videos: list[AnnotatedVideo] = field(default_factory=list)
+
+    @classmethod
+    def open(
+        cls,
+        cameras: Mapping[str, FrameSource],
+        lines: JsonLines | None,
+        save: Path | None,
+        csv: Path | None,
+        stack: contextlib.ExitStack,
+    ) -> Outputs:
+        """Create the outputs: one file for each source, `out-NAME.mp4` where there are several.
+
+        Raises:
+            UsageError: an output would overwrite a source, or cannot be what it is asked to be.
+            SinkError: it cannot be created.
+        """
+        outputs = cls({name: [] for name in cameras})
+        several = len(cameras) > 1
+        for name, source in cameras.items():
+            sinks = outputs.sinks[name]
+            if lines is not None:
+                sinks.append(lines.of_source(name) if several else lines)
+            if save is not None:
+                path = _for_source(save, name, several, source, "--save")
+                video = AnnotatedVideo(path, source.width, source.height, source.rate, timed=source.live)
+                stack.callback(video.abort)  # does nothing once the run has completed it
+                outputs.videos.append(video)
+                sinks.append(video)
+            if csv is not None:
+                table = CsvLines(_for_source(csv, name, several, source, "--csv"), name if several else "")
+                stack.callback(table.abort)
+                sinks.append(table)
+        return outputs
+
+
+def adapters_for(
+    path: Path,
+    cameras: Mapping[str, FrameSource],
+    stack: contextlib.ExitStack,
+    adapt: str,
+    threads: int | None,
+    settings: AdapterSettings,
+    journals: Mapping[str, Journal],
+) -> dict[str, Adapter]:
+    """An adapter for each camera, with a state of its own, on one set of weights in memory.
+
+    Live sources adapt in the background, so that no frame waits; files between two frames, so that a run can be
+    repeated.
+    """
+    bundle = Bundle.load(path)
+    adapters = {}
+    for name, source in cameras.items():
+        engine = open_engine(bundle, threads=threads, with_adapt=adapt != "off")
+        stack.callback(engine.close)
+        adapter = Adapter(
+            bundle, engine, adapt=adapt, settings=settings, background=source.live, journal=journals.get(name)
+        )
+        adapters[name] = stack.enter_context(adapter)
+    return adapters
+
+
+@dataclass
+class Views:
+    """The server and the source model beside the adapted ones, where the user asked for a page."""
+
+    server: LiveServer
+    frozen: FrozenModel | None = None
+
+    def start(self, path: Path, adapters: Mapping[str, Adapter], stack: contextlib.ExitStack) -> None:
+        """Say what runs, and prepare the source model for comparison."""
+        first = next(iter(adapters.values()))
+        self.frozen = FrozenModel(lambda: Adapter.open(path, adapt="off", threads=1))
+        stack.callback(self.frozen.close)
+        self.server.info |= {"engine": first.engine_name, "bundle": path.name, "bundle_id": first.bundle_id}
+
+
+def serving(listen: str | None, stack: contextlib.ExitStack) -> Views | None:
+    """The server, where one is asked for; it answers from now on, as not ready.
+
+    Raises:
+        UsageError: not `[HOST:]PORT`.
+        SinkError: the address cannot be used.
+    """
+    if listen is None:
+        return None
+    info = {"version": mgg_edge.__version__, "engine": "", "bundle": "", "bundle_id": ""}
+    server = stack.enter_context(LiveServer(parse_listen(listen), info))
+    _logger.info("live page: %s", server.address)
+    return Views(server)
+
+
+def lanes_for(
+    cameras: Mapping[str, FrameSource],
+    adapters: Mapping[str, Adapter],
+    outputs: Outputs,
+    display: RunDisplay,
+    views: Views | None,
+    stack: contextlib.ExitStack,
+    *,
+    policy: Policy | None,
+    limit: int | None,
+) -> list[Lane]:
+    """Start a reader for each camera and join everything that belongs to it."""
+    lanes, shown = [], []
+    for name, source in cameras.items():
+        reader = stack.enter_context(Reader(source, policy, limit=limit))
+        sinks = list(outputs.sinks[name])
+        lane = Lane(name, reader, adapters[name], sinks, display.of_source(name))
+        if views is not None:
+            view = CameraView(name, adapters[name], reader, views.frozen)
+            shown.append(view)
+            lane = Lane(name, reader, adapters[name], [*sinks, view], lane.progress, view.beat)
+        lanes.append(lane)
+    if views is not None:
+        views.server.cameras = tuple(shown)
+    return lanes
+
+
+def _free(name: str, taken: Mapping[str, str]) -> str:
+    if name not in taken:
+        return name
+    return next(f"{name}-{number}" for number in range(2, len(taken) + 3) if f"{name}-{number}" not in taken)
+
+
+def _for_source(path: Path, name: str, several: bool, source: FrameSource, option: str) -> Path:
+    target = path.with_name(f"{path.stem}-{name}{path.suffix}") if several else path
+    read = getattr(source, "path", None)
+    if read is not None and target.exists() and target.samefile(read):
+        raise UsageError(f"{target}: {option} would overwrite the source; name another file")
+    return target

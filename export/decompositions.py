@@ -1,0 +1,158 @@
+"""What becomes of operators while they are traced: decomposed, decomposed our way, or kept whole.
+
+A decomposition is written here where PyTorch has none, works on other numbers than meant, or costs more nodes than it
+must. Forward and backward are written to share their nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import core_aten_decompositions
+
+__all__ = ["decompositions"]
+
+aten = torch.ops.aten
+
+# Each is one or two operators in ONNX; decomposed, it would be comparisons, gathers or scatters over index tensors.
+KEPT_WHOLE = (
+    aten.select_backward.default,
+    aten.slice_backward.default,
+    aten.roll.default,
+    aten._adaptive_avg_pool2d.default,  # noqa: SLF001 - an operator's name
+    aten.upsample_nearest2d.default,
+    aten.upsample_bilinear2d.default,
+    aten.upsample_bicubic2d.default,
+    aten.reflection_pad2d.default,
+    aten.replication_pad2d.default,
+    aten.reflection_pad2d_backward.default,
+    aten.replication_pad2d_backward.default,
+    aten.avg_pool2d_backward.default,
+)
+INVERSE_SQRT_2, INVERSE_SQRT_2_PI = 0.7071067811865476, 0.3989422804014327
+SQRT_2_OVER_PI, TANH_CUBIC = 0.7978845608028654, 0.044715
+
+
+def decompositions() -> dict[Any, Any]:
+    """PyTorch's table of core decompositions, without what is kept whole and with what is written here."""
+    table = dict(core_aten_decompositions())
+    for operator in KEPT_WHOLE:
+        table.pop(operator, None)
+    table[aten.gelu.default] = _gelu
+    table[aten.gelu_backward.default] = _gelu_backward
+    table[aten.var.correction] = _var
+    table[aten.var_mean.correction] = _var_mean
+    table[aten.native_group_norm.default] = _native_group_norm
+    table[aten.elu.default] = _elu
+    table[aten.adaptive_max_pool2d.default] = _adaptive_max_pool
+    table[aten.adaptive_max_pool2d_backward.default] = _adaptive_max_pool_backward
+    table[aten.native_batch_norm.default] = _native_batch_norm
+    return table
+
+
+def _normal_distribution(x: Tensor) -> Tensor:
+    return 0.5 + 0.5 * torch.erf(x * INVERSE_SQRT_2)
+
+
+def _gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
+    """x·Φ(x), or with the tanh approximation x·(1 + t)/2: written so that forward and backward share nodes."""
+    return x * (_normal_distribution(x) if approximate == "none" else 0.5 + 0.5 * _tanh_argument(x).tanh())
+
+
+def _gelu_backward(gradient: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
+    """g·(Φ(x) + x·φ(x)), or g·((1 + t)/2 + x·(1 − t²)/2·a′) with t = tanh a."""
+    if approximate == "none":
+        density = torch.exp(-0.5 * (x * x)) * INVERSE_SQRT_2_PI
+        return gradient * (_normal_distribution(x) + x * density)
+    tanh = _tanh_argument(x).tanh()
+    slope = SQRT_2_OVER_PI * (1 + 3 * TANH_CUBIC * (x * x))
+    return gradient * (0.5 + 0.5 * tanh + 0.5 * x * (1 - tanh * tanh) * slope)
+
+
+def _tanh_argument(x: Tensor) -> Tensor:
+    """a = √(2/π)·(x + 0.044715 x³)."""
+    return SQRT_2_OVER_PI * x * (1 + TANH_CUBIC * (x * x))
+
+
+def _native_batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,  # noqa: ARG001 - running statistics do not move here
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """γ·(x − μ)/√(σ² + ε) + β with the batch's own statistics.
+
+    Spelled out because the operator as a whole is easily taken for its inference form, which is another function.
+    """
+    if not training or running_mean is not None or running_var is not None:
+        return NotImplemented
+    axes = [0, *range(2, x.ndim)]
+    mean = x.mean(axes, keepdim=True)
+    inverse = torch.rsqrt((x - mean).square().mean(axes, keepdim=True) + epsilon)
+    channels = [1, -1] + [1] * (x.ndim - 2)
+    y = (x - mean) * inverse
+    y = y if weight is None else y * weight.reshape(channels)
+    y = y if bias is None else y + bias.reshape(channels)
+    return y, mean.flatten(), inverse.flatten()
+
+
+def _native_group_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    batch: int,
+    channels: int,
+    space: int,
+    groups: int,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """γ·(x − μ)/√(σ² + ε) + β with the statistics of each image and group; also μ and 1/σ, [B, G]."""
+    grouped = x.reshape(batch, groups, channels // groups * space)
+    mean = grouped.mean(2, keepdim=True)
+    inverse = torch.rsqrt((grouped - mean).square().mean(2, keepdim=True) + epsilon)
+    y = ((grouped - mean) * inverse).reshape(x.shape)
+    sides = [1, channels] + [1] * (x.ndim - 2)
+    y = y if weight is None else y * weight.reshape(sides)
+    y = y if bias is None else y + bias.reshape(sides)
+    return y, mean.reshape(batch, groups), inverse.reshape(batch, groups)
+
+
+def _var(x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False) -> Tensor:
+    """Σ(x − μ)² / (n − correction) over `dim`."""
+    axes = list(range(x.ndim)) if dim is None else dim
+    mean = x.mean(axes, keepdim=True)
+    count = x.numel() // mean.numel()
+    divisor = count - (1.0 if correction is None else correction)
+    return (x - mean).square().sum(axes, keepdim=keepdim) / divisor
+
+
+def _var_mean(
+    x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
+    axes = list(range(x.ndim)) if dim is None else dim
+    return _var(x, dim, correction=correction, keepdim=keepdim), x.mean(axes, keepdim=keepdim)
+
+
+def _elu(x: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
+    """s·x above zero, s·α·(exp(x·i) − 1) below, where the exponent is kept from overflowing."""
+    return scale * (x.clamp(min=0.0) + alpha * (torch.exp(x.clamp(max=0.0) * input_scale) - 1.0))
+
+
+def _adaptive_max_pool(x: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Ordinary pooling where the windows are all of one size."""
+    if any(extent % count for extent, count in zip(x.shape[-2:], size, strict=True)):
+        return NotImplemented
+    kernel = [extent // count for extent, count in zip(x.shape[-2:], size, strict=True)]
+    return aten.max_pool2d_with_indices(x, kernel)
+
+
+def _adaptive_max_pool_backward(gradient: Tensor, x: Tensor, indices: Tensor) -> Tensor:
+    kernel = [extent // count for extent, count in zip(x.shape[-2:], gradient.shape[-2:], strict=True)]
+    return aten.max_pool2d_with_indices_backward(gradient, x, kernel, kernel, [0, 0], [1, 1], False, indices)

@@ -1,0 +1,180 @@
+"""What every adaptation method is: pure functions over a frozen state.
+
+    state = method.init()
+    logits, state = method.step(frames, state)      answer a batch of the stream and learn from it
+    logits = method.predict(frames, state)          answer under a state, learn nothing
+
+`Classifier` is the backbone as methods use it, `Weights` what gradient descent on its norm parameters θ remembers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mgg_edge.errors import UsageError
+from mgg_edge.learn.backbone import NORM_STATISTICS, Backbone
+from mgg_edge.learn.statistics import SourceStatistics
+
+__all__ = ["Classifier", "Method", "RateOptions", "Source", "Weights", "descend", "entropy", "paper_rate"]
+
+REFERENCE_BATCH = 64
+LAYER_NORM_RATE = 1e-3
+BATCH_NORM_RATE = 2.5e-4
+SMALL_BATCH = 32
+
+
+class Method(Protocol):
+    """An adaptation method; none of its functions changes an argument."""
+
+    @property
+    def name(self) -> str:
+        """What results and the command line call it."""
+
+    def init(self) -> Any:
+        """State before the first batch."""
+
+    def step(self, frames: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Logits f[B, C] of frames u8[B, H, W, 3], B ≥ 1, as the method answers them, and the next state."""
+
+    def predict(self, frames: Tensor, state: Any) -> Tensor:
+        """Logits f[B, C] of frames u8[B, H, W, 3] with the state frozen."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What methods may know of the source domain: no labels.
+
+    Attributes:
+        statistics: of the backbone's features.
+        frames: u8[M, H, W, 3], clean images, M ≥ 1.
+    """
+
+    statistics: SourceStatistics
+    frames: Tensor
+
+
+@dataclass(frozen=True)
+class RateOptions:
+    """Learning rate of gradient descent with momentum.
+
+    Attributes:
+        learning_rate: α; None takes the paper's rule, see `paper_rate`.
+        rate_factor: multiplies α.
+        momentum: μ in [0, 1).
+    """
+
+    learning_rate: float | None = None
+    rate_factor: float = 1.0
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        rate = 1.0 if self.learning_rate is None else self.learning_rate
+        if not (0.0 < rate < math.inf and 0.0 < self.rate_factor < math.inf):
+            raise UsageError(f"learning rate: expected positive numbers, found {rate} and factor {self.rate_factor}")
+        if not 0.0 <= self.momentum < 1.0:
+            raise UsageError(f"momentum: expected a number in [0, 1), found {self.momentum}")
+
+
+class Output(NamedTuple):
+    """Attributes: logits f[B, C], features f[B, D], statistics f[M] after the batch or None."""
+
+    logits: Tensor
+    features: Tensor
+    statistics: Tensor | None
+
+
+class Classifier:
+    """A backbone with its constants at hand.
+
+    Attributes:
+        backbone: the model.
+        constants: as `Backbone.constants` gives them.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone, self.constants = backbone, backbone.constants()
+
+    @cached_property
+    def theta(self) -> Tensor:
+        """θ₀ f[N]."""
+        return self.backbone.theta()
+
+    @cached_property
+    def has_layer_norm(self) -> bool:
+        """Whether any of its norms is a LayerNorm."""
+        return any(isinstance(module, nn.LayerNorm) for module in self.backbone.model.modules())
+
+    def statistics(self) -> Tensor | None:
+        """S₀ f[M], statistics of batch normalisation where they move."""
+        return self.backbone.initial_state().get(NORM_STATISTICS)
+
+    def moving(self, frames: Tensor, theta: Tensor, statistics: Tensor | None) -> Output:
+        """Logits while the statistics move with the batch, as the backbone was told."""
+        output = self.backbone.forward_moving(frames, self.backbone.split(theta), self.constants, statistics)
+        moved = output.moved.get(NORM_STATISTICS, statistics)
+        return Output(output.logits, output.features, None if moved is None else moved.detach())
+
+    def frozen(self, frames: Tensor, theta: Tensor, statistics: Tensor | None) -> Tensor:
+        """Logits f[B, C] with everything at rest."""
+        with torch.no_grad():
+            return self.backbone.forward(frames, self.backbone.split(theta), self.constants, statistics)[0]
+
+    def gradient(self, theta: Tensor, loss: Callable[[Tensor], tuple[Tensor, Any]]) -> tuple[Tensor, Any]:
+        """∂loss/∂θ f[N] at θ, and what `loss` returned beside its scalar."""
+        leaf = theta.detach().requires_grad_()
+        value, kept = loss(leaf)
+        (gradient,) = torch.autograd.grad(value, leaf)
+        return gradient, kept
+
+
+class Weights(NamedTuple):
+    """What moves: θ f[N], velocity f[N], and statistics f[M] of batch normalisation or None."""
+
+    theta: Tensor
+    momentum: Tensor
+    statistics: Tensor | None
+
+    @classmethod
+    def of(cls, classifier: Classifier) -> Weights:
+        """The source model at rest."""
+        return cls(classifier.theta, torch.zeros_like(classifier.theta), classifier.statistics())
+
+
+def descend(weights: Weights, gradient: Tensor, rate: float, momentum: float, *, nesterov: bool = False) -> Weights:
+    """b ← μb + g, θ ← θ − αb; with Nesterov's momentum θ ← θ − α(g + μb)."""
+    velocity = momentum * weights.momentum + gradient
+    direction = gradient + momentum * velocity if nesterov else velocity
+    return weights._replace(theta=weights.theta - rate * direction, momentum=velocity)
+
+
+def paper_rate(classifier: Classifier, options: RateOptions, batch: int, *, alone: float = 1.0) -> float:
+    """Learning rate for batches of B, by the rule of SAR's and DeYO's repositories.
+
+    With LayerNorm 1e-3 · B/64; otherwise 2.5e-4, and 2.5e-4 · 2B/64 for B < 32. A rate in the options is not scaled.
+
+    Args:
+        classifier: says which kind of norm there is.
+        options: a rate of one's own, and the factor.
+        batch: B.
+        alone: further factor for B = 1.
+    """
+    if options.learning_rate is not None:
+        return options.learning_rate * options.rate_factor
+    if classifier.has_layer_norm:
+        rate = LAYER_NORM_RATE * batch / REFERENCE_BATCH
+    else:
+        rate = BATCH_NORM_RATE * (2 * batch / REFERENCE_BATCH if batch < SMALL_BATCH else 1.0)
+    return rate * options.rate_factor * (alone if batch == 1 else 1.0)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """H(softmax(logits)) in nats: f[B, C] to f[B]."""
+    log_probability = logits.log_softmax(dim=1)
+    return -(log_probability.exp() * log_probability).sum(dim=1)

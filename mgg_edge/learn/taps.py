@@ -1,0 +1,185 @@
+"""Feature taps: where in a model the statistics of its features are compared with the source's.
+
+z(x) is the concatenation of the taps' outputs, each pooled to one vector an image. Which modules are tapped:
+
+    prenorm     transformers with `blocks.*.norm1`: the first norm of every block but the first, and the final norm, so
+                each block is read after the next norm (arXiv 2412.16901, section 4, and its released code)
+    stages      other timm models: what timm itself lists as the model's features (`feature_info`)
+    children    torchvision: the children of `features`, `encoder.layers` or `trunk_output`, or `layer1` … `layer4`
+
+and how the output of one is pooled:
+
+    token       f[B, T, C] of a model that classifies by its CLS token: that token
+    tokens      f[B, T, C]: mean over the patch tokens
+    maps        f[B, C, H, W]: mean over H and W
+    maps-last   f[B, H, W, C]: mean over H and W
+    vector      f[B, C]: as it is
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torchvision.models
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mgg_edge.errors import UnsupportedError, UsageError
+from mgg_edge.manifest import TapInfo
+
+__all__ = ["Calls", "choose_taps", "collected", "observe_calls"]
+
+_CHILDREN_OF = ("features", "encoder.layers", "trunk_output")
+_POOLS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "token": lambda output, _prefix: output[:, 0],
+    "tokens": lambda output, prefix: output[:, prefix:].mean(1),
+    "maps": lambda output, _prefix: output.mean((2, 3)),
+    "maps-last": lambda output, _prefix: output.mean((1, 2)),
+    "vector": lambda output, _prefix: output,
+}
+
+
+@dataclass(frozen=True)
+class Calls:
+    """One run of a model without numbers.
+
+    Attributes:
+        shapes: output shapes by module name, one for each call, in the order of the modules' first calls.
+        output: shape of the model's own output.
+    """
+
+    shapes: dict[str, list[tuple[int, ...]]]
+    output: tuple[int, ...]
+
+
+def observe_calls(model: nn.Module, height: int, width: int) -> Calls:
+    """Run a model on one image of the given size, shapes alone.
+
+    Raises:
+        UsageError: the model cannot take images of that size.
+        UnsupportedError: it does not return one tensor.
+    """
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+
+    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                shapes.setdefault(name, []).append(tuple(output.shape))
+
+        return hook
+
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    unreal = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
+    try:
+        output = functional_call(model, unreal, (torch.empty(1, 3, height, width, device="meta"),))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(
+            f"backbone: {type(model).__name__} cannot take images of {width}x{height}: {reason}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not isinstance(output, Tensor):
+        raise UnsupportedError(f"backbone: {type(model).__name__} returns {type(output).__name__}; expected logits")
+    return Calls(shapes, tuple(output.shape))
+
+
+def choose_taps(model: nn.Module, calls: Calls, pattern: str | None) -> tuple[TapInfo, ...]:
+    """Taps in the order they run.
+
+    Args:
+        model: the classifier.
+        calls: of the model at its input size.
+        pattern: regular expression that whole names of modules match, or None for the rule of the model's family.
+
+    Raises:
+        UsageError: a pattern that cannot be read or matches nothing, or a module that cannot be tapped.
+        UnsupportedError: a family without a rule.
+    """
+    names = _matching(calls, pattern) if pattern is not None else _default_names(model)
+    for name in names:
+        found = calls.shapes.get(name, [])
+        if len(found) != 1 or not 2 <= len(found[0]) <= 4:
+            raise UsageError(
+                f"taps: '{name}' expected one output of rank 2 to 4, found {found}; name others with --taps"
+            )
+    order = [name for name in calls.shapes if name in set(names)]
+    return tuple(_tap(model, name, calls.shapes[name][0]) for name in order)
+
+
+@contextmanager
+def collected(model: nn.Module, taps: tuple[TapInfo, ...]) -> Iterator[list[Tensor]]:
+    """Within the context, running the model appends the pooled output f[B, features] of each tap to the list."""
+    pooled: list[Tensor] = []
+    prefix = int(getattr(model, "num_prefix_tokens", 0))
+
+    def pool(tap: TapInfo) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda _module, _inputs, output: pooled.append(_POOLS[tap.pooling](output, prefix))
+
+    handles = [model.get_submodule(tap.name).register_forward_hook(pool(tap)) for tap in taps]
+    try:
+        yield pooled
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _matching(calls: Calls, pattern: str) -> list[str]:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"taps: expected a regular expression, found '{pattern}': {error}") from error
+    names = [name for name in calls.shapes if compiled.fullmatch(name)]
+    if not names:
+        last = list(calls.shapes)[-1]
+        raise UsageError(f"taps: '{pattern}' matches none of {len(calls.shapes)} modules, such as '{last}'")
+    return names
+
+
+def _default_names(model: nn.Module) -> list[str]:
+    if names := _prenorm_names(model):
+        return names
+    information: Any = getattr(model, "feature_info", None)
+    if information:
+        return [entry["module"] for entry in getattr(information, "info", information)]
+    modules = dict(model.named_modules())
+    for parent in _CHILDREN_OF:
+        if parent in modules:
+            return [f"{parent}.{name}" for name, _ in modules[parent].named_children()]
+    if layers := [name for name, _ in model.named_children() if re.fullmatch(r"layer\d", name)]:
+        return layers
+    raise UnsupportedError(f"backbone: no rule says where to tap a {type(model).__name__}; name modules with --taps")
+
+
+def _prenorm_names(model: nn.Module) -> list[str]:
+    blocks = getattr(model, "blocks", None)
+    if not isinstance(blocks, nn.Sequential | nn.ModuleList) or not all(hasattr(block, "norm1") for block in blocks):
+        return []
+    inner = [f"blocks.{index}.norm1" for index in range(1, len(blocks))]
+    # Models that average their tokens may normalise after that instead.
+    return (
+        inner
+        + [name for name in ("norm", "fc_norm") if not isinstance(getattr(model, name, nn.Identity()), nn.Identity)][:1]
+    )
+
+
+def _tap(model: nn.Module, name: str, shape: tuple[int, ...]) -> TapInfo:
+    if len(shape) == 2:
+        pooling = "vector"
+    elif len(shape) == 3:
+        pooling = "token" if getattr(model, "global_pool", None) == "token" else "tokens"
+    else:
+        pooling = "maps-last" if _channels_last(model) else "maps"
+    return TapInfo(name, shape[1] if pooling == "maps" else shape[-1], pooling)
+
+
+def _channels_last(model: nn.Module) -> bool:
+    """Timm says so itself; of torchvision's classifiers only Swin keeps channels last."""
+    return getattr(model, "output_fmt", None) == "NHWC" or isinstance(model, torchvision.models.SwinTransformer)

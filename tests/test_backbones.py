@@ -1,0 +1,39 @@
+"""Families of classifiers through the export: convolutions, batch normalisation, hierarchies, torchvision."""
+
+import json
+
+import pytest
+
+pytest.importorskip("torch", exc_type=ImportError)
+
+from mgg_edge.cli.main import main
+
+pytestmark = pytest.mark.torch
+
+SMALL = ["--weights", "random", "--batch", "4", "--classes", "10", "--parity-steps", "2", "--rule", "adam", "--json"]
+# Name, pixels, and whether statistics of batch normalisation are part of what adapts.
+FAST = [("mobilenetv3_small_100", 64, True), ("convnext_atto", 64, False)]
+SLOW = [
+    ("efficientnet_lite0", 64, True),
+    ("resnet18", 64, True),
+    ("resnet50", 64, True),
+    ("torchvision/resnet18", 64, True),
+    ("resnet50_gn", 64, False),
+    ("swin_tiny_patch4_window7_224", 224, False),
+    ("vit_base_patch16_gap_224", 64, False),
+]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size", "moving"), [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)], ids=str
+)
+def test_a_family_is_exported_with_its_parity_check(tmp_path, capsys, backbone, size, moving):
+    out = tmp_path / "x.mgg"
+    with pytest.raises(SystemExit) as ended:
+        main(["export", "--backbone", backbone, "--image-size", str(size), *SMALL, "--out", str(out)])
+    assert ended.value.code in (0, None), capsys.readouterr().err
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["inspect", str(out), "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert ("norm_statistics" in facts["infer_state"]) == moving
