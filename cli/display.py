@@ -173,6 +173,37 @@ class Stages:
         self._progress.stop()
 
 
+class TrainingDisplay:
+    """Progress of a training: a bar with its rate, the loss, and how the rule does on held-out weathers.
+
+    Off a terminal, a line whenever a score was measured.
+
+    Args:
+        console: where to show it.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._stages = Stages(console)
+
+    def __call__(self, made: int, total: int, loss: float, score: float | None, best: float) -> None:
+        """Show how much is done, the moving loss, the score if one was measured now, and the best so far."""
+        self._stages("learning", made, total)
+        if score is not None:
+            self._console.print(
+                f"update {made:5}  loss {loss:.3f}  held-out agreement {score:.3f}  best {best:.3f}", highlight=False
+            )
+
+    def __enter__(self) -> Self:
+        self._stages.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stages.__exit__(kind, error, trace)
+
+
 class _Rate(ProgressColumn):
     def __init__(self, unit: str = " frames/s") -> None:
         super().__init__()

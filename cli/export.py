@@ -21,8 +21,12 @@ def export(
     out: Annotated[Path, typer.Option(help="Bundle to write.")],
     weights: Annotated[str, typer.Option(help="FILE (.safetensors, .pth), 'pretrained' or 'random'.")] = "pretrained",
     source_data: Annotated[Path | None, typer.Option(help="Directory of at least 32 clean images.")] = None,
-    rule: Annotated[str, typer.Option(help="Update rule: mgg, adam or sgd.")] = "mgg",
-    mgg: Annotated[Path | None, typer.Option(help="Learned MGG: .safetensors, or a released .pth.")] = None,
+    rule: Annotated[
+        str | None, typer.Option(help="mgg, mgg+, adam+, forward, adam or sgd; the file's by default, or mgg.")
+    ] = None,
+    mgg: Annotated[
+        Path | None, typer.Option(help="Learned rule: what `mgg-edge train` wrote, or a released MGG (.pth).")
+    ] = None,
     batch: Annotated[int, typer.Option(min=2, help="Frames per adaptation step.")] = 8,
     labels: Annotated[Path | None, typer.Option(help="Class names, one a line.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="α; the rule's own by default.")] = None,
@@ -35,7 +39,7 @@ def export(
     norm_statistics: Annotated[
         str, typer.Option(help="Statistics of batch normalisation: source, batch or mix:ALPHA.")
     ] = "mix:0.1",
-    seed: Annotated[int, typer.Option(help="Seed of random weights and of an untrained MGG.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of random weights and of an untrained rule.")] = 0,
     parity_steps: Annotated[int, typer.Option(min=1, help="Adaptation steps of the numeric check.")] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -26,6 +26,7 @@ from mgg_edge.cli.inspect import inspect
 from mgg_edge.cli.replay import replay
 from mgg_edge.cli.run import run
 from mgg_edge.cli.state import state_app
+from mgg_edge.cli.train import train
 from mgg_edge.errors import MggEdgeError, MissingDependencyError
 
 __all__ = ["EXTRA_OF_PACKAGE", "app", "main"]
@@ -66,6 +67,7 @@ def _global_options(
 
 
 for _command, _examples in (
+    (train, "mgg-edge train --backbone resnet50 --data clean_images/ --rule forward --out rule.safetensors"),
     (export, "mgg-edge export --backbone vit_tiny_patch16_224 --weights pretrained --batch 8 --out model.mgg"),
     (
         eval_command,

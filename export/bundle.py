@@ -135,7 +135,8 @@ def _members(
 
 def _stored(constants: Mapping[str, Tensor], used: Collection[str]) -> dict[str, Tensor]:
     """The constants that graphs refer to, some of them reversed."""
-    plain = {name: value for name, value in constants.items() if name in used}
+    # The statistics always: the run time measures drift by them, and calibration replaces them.
+    plain = {name: value for name, value in constants.items() if name in used or name.startswith("statistics.")}
     sources = {name: name.removesuffix(REVERSED) for name in used if name.endswith(REVERSED)}
     return plain | {
         name: constants[source].flip(tuple(range(2, constants[source].ndim)))
@@ -168,7 +169,14 @@ def _manifest(step: AdaptStep, labels: Sequence[str], origins: Origins, infer_ba
         backbone=BackboneInfo(backbone.name, origins.weights, backbone.classes, backbone.features),
         preprocess=backbone.preprocess,
         objective=ObjectiveInfo(step.objective.entropy_weight, step.objective.discrepancy_weight),
-        rule=RuleInfo(step.rule.name, step.learning_rate, step.rule.options(), origins.rule),
+        rule=RuleInfo(
+            step.rule.name,
+            step.learning_rate,
+            step.rule.options(),
+            origins.rule,
+            step.rule.largest_update(step.learning_rate),
+            step.rule.schedule,
+        ),
         statistics=StatisticsInfo(origins.statistics, step.statistics.images),
         labels=tuple(labels),
         taps=backbone.taps,

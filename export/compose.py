@@ -18,19 +18,19 @@ from mgg_edge.export.bundle import Origins, Progress
 from mgg_edge.learn.backbone import Backbone
 from mgg_edge.learn.checkpoint import read_state_dict
 from mgg_edge.learn.images import find_images, load_images, synthetic_frames
-from mgg_edge.learn.mgg import MGG
 from mgg_edge.learn.norm_layers import ADAPT_ALL
 from mgg_edge.learn.norm_statistics import DEFAULT_NORM_STATISTICS
 from mgg_edge.learn.objective import Objective
-from mgg_edge.learn.rules import Adam, Sgd, UpdateRule
+from mgg_edge.learn.rules.base import UpdateRule
+from mgg_edge.learn.rules.files import LEARNED_RULES, RULES, load_rule, untrained_rule
 from mgg_edge.learn.statistics import MIN_SOURCE_IMAGES, SourceStatistics, measure_statistics
 from mgg_edge.learn.step import AdaptStep
 
-__all__ = ["RULES", "ExportRequest", "compose"]
+__all__ = ["ExportRequest", "compose", "compose_backbone"]
 
 logger = logging.getLogger(__name__)
 
-RULES = ("mgg", "adam", "sgd")
+DEFAULT_RULE = "mgg"
 STATISTICS_BATCH = 8
 MAX_SOURCE_IMAGES = 256
 SYNTHETIC_IMAGES = 64
@@ -47,7 +47,7 @@ class ExportRequest:
     Attributes:
         backbone: timm model name, or `torchvision/` and a torchvision model name.
         weights: `random`, `pretrained` or the path of a file.
-        seed: of random weights and of an untrained MGG.
+        seed: of random weights and of an untrained rule.
         source_data: directory of clean images, or None for a synthetic set.
         rule: `mgg`, `adam` or `sgd`.
         mgg: file of learned numbers, or None for untrained ones.
@@ -65,7 +65,7 @@ class ExportRequest:
     weights: str = "random"
     seed: int = 0
     source_data: Path | None = None
-    rule: str = "mgg"
+    rule: str | None = None
     mgg: Path | None = None
     labels: Path | None = None
     learning_rate: float | None = None
@@ -92,34 +92,51 @@ def compose(
         UnsupportedError: a model that cannot be adapted.
         SourceError: an image that cannot be read.
     """
-    rule, rule_origin = _rule(request)
-    backbone = _backbone(request)
+    _check_rule(request)
+    backbone = compose_backbone(request)
+    rule, rule_origin = _rule(request, backbone)
     labels = _labels(request, backbone.classes)
     statistics, statistics_origin = _statistics(request, backbone, progress)
     rate = rule.default_learning_rate if request.learning_rate is None else request.learning_rate
-    if not 0.0 < rate <= 1.0:
-        raise UsageError(f"learning rate: expected a number in (0, 1], found {rate}")
+    largest = min(1.0, rule.max_learning_rate)
+    if not 0.0 < rate <= largest:
+        learned = ", the rate it was learned for" if largest < 1.0 else ""
+        raise UsageError(f"learning rate: '{rule.name}' expected a number in (0, {largest:g}]{learned}, found {rate}")
     weights = f"random:{request.seed}" if request.weights == "random" else Path(request.weights).name
     step = AdaptStep(backbone, request.objective, rule, statistics, rate)
     return step, labels, Origins(weights, rule_origin, statistics_origin)
 
 
-def _rule(request: ExportRequest) -> tuple[UpdateRule, str]:
-    if request.rule not in RULES:
+def _check_rule(request: ExportRequest) -> None:
+    if request.rule is not None and request.rule not in RULES:
         raise UsageError(f"rule: expected one of {', '.join(RULES)}, found '{request.rule}'")
-    if request.mgg is not None and request.rule != "mgg":
-        raise UsageError(f"rule: '{request.rule}' takes no MGG file; leave out --mgg or use --rule mgg")
-    if request.rule != "mgg":
-        return {"adam": Adam, "sgd": Sgd}[request.rule](), ""
-    if request.mgg is None:
-        logger.info("no MGG file: the update rule is an untrained MGG")
-        return MGG(request.seed), f"untrained:{request.seed}"
-    if request.mgg.suffix == ".safetensors":
-        return MGG.load(request.mgg), request.mgg.name
-    return MGG.from_released(read_state_dict(request.mgg)), request.mgg.name
+    if request.mgg is not None and request.rule is not None and request.rule not in LEARNED_RULES:
+        raise UsageError(f"rule: '{request.rule}' takes no file of learned numbers; leave out --mgg")
 
 
-def _backbone(request: ExportRequest) -> Backbone:
+def _rule(request: ExportRequest, backbone: Backbone) -> tuple[UpdateRule, str]:
+    size, features = backbone.norms.size, backbone.features
+    if request.mgg is not None:
+        rule = load_rule(request.mgg, size, features)
+        if request.rule not in (None, rule.name):
+            raise UsageError(f"rule: {request.mgg} holds '{rule.name}', found --rule {request.rule}")
+        return rule, request.mgg.name
+    name = request.rule or DEFAULT_RULE
+    rule = untrained_rule(name, size, features, request.seed)
+    if name not in LEARNED_RULES:
+        return rule, ""
+    logger.info("no file of learned numbers: the update rule '%s' is untrained", name)
+    return rule, f"untrained:{request.seed}"
+
+
+def compose_backbone(request: ExportRequest) -> Backbone:
+    """The classifier of a request.
+
+    Raises:
+        UsageError: an argument that cannot be used.
+        WeightsError: weights that do not fit.
+        UnsupportedError: a model that cannot be adapted.
+    """
     options: dict[str, Any] = {
         "adapt": request.adapt,
         "taps": request.taps,

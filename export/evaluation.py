@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import mgg_edge
-import mgg_edge.learn.reader
 from mgg_edge.errors import UsageError
-from mgg_edge.export.compose import ExportRequest
-from mgg_edge.export.compose import _backbone as compose_backbone
+from mgg_edge.export.compose import ExportRequest, compose_backbone
 from mgg_edge.export.engine_method import EngineMethod
 from mgg_edge.export.restore import restore_step
 from mgg_edge.learn.backbone import Backbone

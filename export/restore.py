@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mgg_edge.errors import UnsupportedError
 from mgg_edge.learn.backbone import PREFIX, Backbone
-from mgg_edge.learn.mgg import MGG
 from mgg_edge.learn.objective import Objective
-from mgg_edge.learn.rules import Adam, Sgd, UpdateRule
+from mgg_edge.learn.rules.base import UpdateRule
+from mgg_edge.learn.rules.files import make_rule
 from mgg_edge.learn.statistics import SourceStatistics
 from mgg_edge.learn.step import RULE_PREFIX, AdaptStep
 from mgg_edge.manifest import Manifest
 from mgg_edge.runtime.bundle import Bundle
 
 __all__ = ["restore_step"]
-
-_RULES: dict[str, Any] = {"sgd": Sgd, "adam": Adam, "mgg": MGG}
 
 
 def restore_step(bundle: Bundle) -> AdaptStep:
@@ -40,8 +37,8 @@ def restore_step(bundle: Bundle) -> AdaptStep:
             "--backbone and --weights, or use --engine onnxruntime"
         )
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in bundle.weights.items()}
-    mean, std = tensors["statistics.mean"].double(), tensors["statistics.std"].double()
-    statistics = SourceStatistics(mean, std, manifest.statistics.images)
+    mean, std, clean = (tensors[f"statistics.{name}"].double() for name in ("mean", "std", "clean_discrepancy"))
+    statistics = SourceStatistics(mean, std, manifest.statistics.images, clean)
     objective = Objective(manifest.objective.entropy_weight, manifest.objective.discrepancy_weight)
     rate = manifest.rule.learning_rate
     return AdaptStep(_backbone(bundle, tensors), objective, _rule(manifest, tensors), statistics, rate)
@@ -76,7 +73,6 @@ def _backbone(bundle: Bundle, tensors: Mapping[str, Tensor]) -> Backbone:
 
 
 def _rule(manifest: Manifest, tensors: Mapping[str, Tensor]) -> UpdateRule:
-    rule: UpdateRule = _RULES[manifest.rule.name](**manifest.rule.options)
-    for name, _ in list(rule.named_parameters()):
-        rule.register_parameter(name, nn.Parameter(tensors[f"{RULE_PREFIX}{name}"]))
+    rule = make_rule(manifest.rule.name, manifest.rule.options)
+    rule.load_state_dict({name: tensors[f"{RULE_PREFIX}{name}"] for name in rule.state_dict()})
     return rule

@@ -29,6 +29,7 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 RESIZE_RULES = ("shortest-side", "squash")
+DEFAULT_SCHEDULES = ("burst", "window")
 INTERPOLATIONS = ("bicubic", "bilinear")
 # Names of the graphs' other inputs and outputs; a state tensor x has the output x_out.
 RESERVED_NAMES = (
@@ -109,19 +110,23 @@ class ObjectiveInfo:
 
 @dataclass(frozen=True)
 class RuleInfo:
-    """The update rule θ ← θ − learning_rate · u.
+    """The update rule.
 
     Attributes:
-        name: `mgg`, `adam` or `sgd`.
-        learning_rate: α, positive.
+        name: `mgg`, `mgg+`, `adam+`, `forward`, `adam` or `sgd`.
+        learning_rate: α, positive; for `mgg+`, `adam+` and `forward` a share of what they have learned, at most 1.
         options: the rule's other settings, by name.
         origin: where learned parameters came from, for people; empty for rules without any.
+        max_update: bound on |Δθ| of every scalar in one step, or null where the rule has none.
+        schedule: when to adapt by default, `burst` or `window`.
     """
 
     name: str
     learning_rate: float
     options: dict[str, float | str]
     origin: str
+    max_update: float | None
+    schedule: str
 
 
 @dataclass(frozen=True)
@@ -322,6 +327,11 @@ _CHECKS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "objective.entropy_weight": _between(0.0, 1e6),
     "objective.discrepancy_weight": _between(0.0, 1e6),
     "rule.learning_rate": _between(1e-12, 1e3),
+    "rule.max_update": (
+        "a positive number or null",
+        lambda value: value is None or (isinstance(value, (int, float)) and 0 < value < 1e6),
+    ),
+    "rule.schedule": _one_of(*DEFAULT_SCHEDULES),
     "statistics.images": _between(32, 1e12),
     "infer_batch": _between(1, MAX_BATCH),
     "adapt_batch": _between(2, MAX_BATCH),

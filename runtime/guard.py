@@ -31,8 +31,6 @@ from mgg_edge.state import AdaptState
 
 __all__ = ["Breach", "BreachCode", "StepLimits", "check_logits", "check_step", "default_limits", "drift_ratio"]
 
-# |u| ≤ 1 for MGG by its tanh; for Adam |m̂|/√v̂ stays near 1, and only a burst after silence goes higher.
-_LARGEST_UPDATE = {"mgg": 1.0, "adam": 10.0}
 _ROUNDING = 1e-5  # θ is of order 1 to 10 in float32: subtracting two of them is off by up to 1e-6
 _UNBOUNDED_RULE_MAX_UPDATE = 0.1  # SGD's update follows the gradient; norm parameters are of order 1
 _DRIFT_FRACTION, _LEAST_DRIFT_PER_SCALAR = 0.5, 0.1
@@ -79,15 +77,15 @@ class StepLimits:
 
 
 def default_limits(rule: RuleInfo, source: AdaptState | None = None) -> StepLimits:
-    """Bounds that every sound step keeps: a multiple of the rule's learning rate where its update is bounded.
+    """Bounds that every sound step keeps: the rule's own where its update is bounded.
 
     Args:
         rule: the update rule.
         source: the source model's state, from which the drift is counted; None leaves the drift unbounded.
     """
     max_update = _UNBOUNDED_RULE_MAX_UPDATE
-    if rule.name in _LARGEST_UPDATE:
-        max_update = _LARGEST_UPDATE[rule.name] * rule.learning_rate + _ROUNDING
+    if rule.max_update is not None:
+        max_update = rule.max_update + _ROUNDING
     if source is None:
         return StepLimits(max_update)
     theta = source["theta"].astype(np.float64)

@@ -25,8 +25,9 @@ from mgg_edge.errors import UnsupportedError, UsageError  # noqa: E402
 from mgg_edge.export.engine_method import EngineMethod  # noqa: E402
 from mgg_edge.export.evaluation import EvaluationRequest, plan_jobs, run_job  # noqa: E402
 from mgg_edge.export.restore import restore_step  # noqa: E402
-from mgg_edge.learn.evaluation.scenery import FolderSource, Scenery, open_scenery  # noqa: E402
+from mgg_edge.learn.evaluation.scenery import Scenery, open_scenery  # noqa: E402
 from mgg_edge.learn.methods.discrepancy import RuleMethod  # noqa: E402
+from mgg_edge.learn.pictures import FolderSource  # noqa: E402
 from mgg_edge.learn.reader import READER_NAME  # noqa: E402
 from mgg_edge.manifest import PreprocessInfo  # noqa: E402
 from mgg_edge.runtime import Bundle, open_engine  # noqa: E402

@@ -84,7 +84,7 @@ def test_everything_from_files(tmp_path, capsys, weights):
 
 
 def test_released_checkpoint_as_rule(tmp_path, capsys):
-    from mgg_edge.learn.mgg import RELEASED_NAMES, SHAPES
+    from mgg_edge.learn.rules.mgg import RELEASED_NAMES, SHAPES
 
     released = {f"seq_modeling_block.{key}": 0.1 * torch.randn(SHAPES[name]) for key, name in RELEASED_NAMES.items()}
     torch.save({"model_state_dict": released}, tmp_path / "mgg_ckpt.pth")

@@ -10,6 +10,7 @@ tensorrt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not insta
 from mgg_edge.export import Origins, export_bundle  # noqa: E402
 from mgg_edge.learn import MGG, AdaptStep, Backbone, Objective, measure_statistics  # noqa: E402
 from mgg_edge.learn.images import synthetic_frames  # noqa: E402
+from mgg_edge.learn.rules.files import RULES  # noqa: E402
 from mgg_edge.runtime.bundle import Bundle  # noqa: E402
 from mgg_edge.runtime.graphs import embed_weights, read_graph  # noqa: E402
 from vit import small_step  # noqa: E402
@@ -49,7 +50,7 @@ def export(path, step, classes):
     return Bundle.load(path)
 
 
-@pytest.mark.parametrize("rule", ["mgg", "adam", "sgd"])
+@pytest.mark.parametrize("rule", RULES)
 def test_small_transformer_builds(tmp_path, rule):
     bundle = export(tmp_path / "x.mgg", small_step(rule), 10)
     for name in ("infer.tensorrt.onnx", "adapt.tensorrt.onnx"):

@@ -6,8 +6,9 @@ from functools import cache
 
 import torch
 
-from mgg_edge.learn import MGG, Adam, AdaptStep, Backbone, Objective, Sgd, measure_statistics
+from mgg_edge.learn import AdaptStep, Backbone, Objective, Sgd, measure_statistics
 from mgg_edge.learn.images import synthetic_frames
+from mgg_edge.learn.rules.files import untrained_rule
 
 SIZE = 32
 OPTIONS = {"img_size": SIZE, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
@@ -25,6 +26,7 @@ def frames(count: int, seed: int = 0) -> torch.Tensor:
 
 def small_step(rule: str = "mgg", seed: int = 0) -> AdaptStep:
     backbone = small_backbone(seed)
-    rules = {"mgg": lambda: MGG(seed), "adam": Adam, "sgd": Sgd, "sgd0": lambda: Sgd(0.0)}
+    made = Sgd(0.0) if rule == "sgd0" else untrained_rule(rule, backbone.norms.size, backbone.features, seed)
     statistics = measure_statistics(backbone, frames(32, seed=99).split(8))
-    return AdaptStep(backbone, Objective(), rules[rule](), statistics, 1e-3)
+    rate = 1e-3 if made.max_learning_rate > 1 else made.default_learning_rate
+    return AdaptStep(backbone, Objective(), made, statistics, rate)

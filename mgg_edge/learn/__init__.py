@@ -1,9 +1,8 @@
 """The PyTorch half: backbones, objective, update rules and everything that is learned."""
 
 from mgg_edge.learn.backbone import Backbone
-from mgg_edge.learn.mgg import MGG, MGGState
 from mgg_edge.learn.objective import Objective
-from mgg_edge.learn.rules import Adam, Sgd, UpdateRule
+from mgg_edge.learn.rules import MGG, Adam, Forward, MGGState, Plus, Sgd, UpdateRule
 from mgg_edge.learn.statistics import SourceStatistics, measure_statistics
 from mgg_edge.learn.step import AdaptOutput, AdaptStep
 
@@ -13,8 +12,10 @@ __all__ = [
     "AdaptOutput",
     "AdaptStep",
     "Backbone",
+    "Forward",
     "MGGState",
     "Objective",
+    "Plus",
     "Sgd",
     "SourceStatistics",
     "UpdateRule",

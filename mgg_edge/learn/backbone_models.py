@@ -13,6 +13,7 @@ import torchvision.models
 from timm.data import resolve_data_config
 from torch import nn
 
+import mgg_edge.learn.reader  # noqa: F401 - registers the default backbone with timm
 from mgg_edge.errors import UnsupportedError, UsageError, WeightsError
 from mgg_edge.manifest import INTERPOLATIONS, PreprocessInfo
 

@@ -40,9 +40,11 @@ DRAWING_SIZE = 96  # pixels of an em, twice the master: scaled down with an area
 MARGIN = 3
 ABSENT = "\uffff"  # a noncharacter: every font draws its placeholder for it
 MIN_INK = 12 * 255  # coverage of the smallest full stop one would still call a letter
+# Pictures in place of letters, runes, broken scripts and copybook hands: not what plates and serial numbers are set in.
 UNFIT_NAME = re.compile(
-    r"symbol|dingbat|ornament|emoji|fraktur|blackletter|gotisch|schwabacher|math|music|initial|outline|shadow|swash|"
-    r"relief|sketch|barcode|euterpe|border|staypuft|smallcaps|small caps|\bsc\b|titling|phonetic|alias",
+    r"symbol|dingbat|d050000l|ornament|emoji|keyboard|futhark|fraktur|blackletter|gotisch|schwabacher|zainer|isabella|"
+    r"joscelyn|ecolier|math|music|initial|outline|shadow|swash|relief|sketch|barcode|euterpe|border|staypuft|"
+    r"smallcaps|small caps|\bsc\b|titling|phonetic|alias",
     re.IGNORECASE,
 )
 RETRY = "fetch the package again"

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["RELEASED_DIVISOR", "Objective", "ObjectiveTerms"]
+__all__ = ["RELEASED_DIVISOR", "VARIANCE_FLOOR", "Objective", "ObjectiveTerms", "feature_statistics"]
 
 RELEASED_DIVISOR = 64
 RELEASED_WEIGHT = 0.4
@@ -64,10 +64,15 @@ class Objective:
             raise ValueError(f"objective: expected a batch of at least 2 frames, found {features.shape[0]}")
         log_probability = logits.log_softmax(dim=1)
         entropy = -(log_probability.exp() * log_probability).sum(dim=1).mean()
-        mean = features.mean(dim=0)
-        variance = (features - mean).square().sum(dim=0) / (features.shape[0] - 1)
-        std = torch.sqrt(variance + VARIANCE_FLOOR)
+        mean, std = feature_statistics(features)
         discrepancy = (std - source_std).square().mean() + (mean - source_mean).square().mean()
         return ObjectiveTerms(
             self.entropy_weight * entropy + self.discrepancy_weight * discrepancy, entropy, discrepancy
         )
+
+
+def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+    """μ_B f[…, D] and unbiased σ_B f[…, D] of features f[…, B, D], B ≥ 2."""
+    mean = features.mean(dim=-2)
+    variance = (features - mean.unsqueeze(-2)).square().sum(dim=-2) / (features.shape[-2] - 1)
+    return mean, torch.sqrt(variance + VARIANCE_FLOOR)

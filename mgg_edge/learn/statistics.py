@@ -15,23 +15,38 @@ from torch import Tensor
 
 from mgg_edge.errors import UsageError
 from mgg_edge.learn.backbone import Backbone
+from mgg_edge.learn.objective import feature_statistics
+from mgg_edge.learn.rules.base import CLEAN_WINDOWS
 
 __all__ = ["MIN_SOURCE_IMAGES", "FeatureMoments", "SourceStatistics", "measure_statistics"]
 
 MIN_SOURCE_IMAGES = 32
+MAX_CLEAN_IMAGES = 512  # features kept to draw windows from
+CLEAN_DRAWS = 64
 
 
 @dataclass(frozen=True)
 class SourceStatistics:
-    """Attributes: mean, std: f64[D], μ_S and σ_S; images: how many they were taken over."""
+    """What is known of the source.
+
+    Attributes:
+        mean, std: f64[D], μ_S and σ_S.
+        images: how many they were taken over.
+        clean_discrepancy: f64[7], Δ_clean at M of `CLEAN_WINDOWS`.
+    """
 
     mean: Tensor
     std: Tensor
     images: int
+    clean_discrepancy: Tensor
 
     def constants(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """The two vectors by the names they have in graphs and files."""
-        return {"statistics.mean": self.mean.to(dtype), "statistics.std": self.std.to(dtype)}
+        """The vectors by the names they have in graphs and files."""
+        return {
+            "statistics.mean": self.mean.to(dtype),
+            "statistics.std": self.std.to(dtype),
+            "statistics.clean_discrepancy": self.clean_discrepancy.to(dtype),
+        }
 
 
 @dataclass(frozen=True)
@@ -70,14 +85,34 @@ def measure_statistics(backbone: Backbone, batches: Iterable[Tensor]) -> SourceS
     """
     constants, norms = backbone.constants(), backbone.split(backbone.theta())
     moments: FeatureMoments | None = None
+    kept: list[Tensor] = []
     with torch.no_grad():
         for frames in batches:
-            batch = FeatureMoments.of(backbone.forward(frames, norms, constants)[1])
+            features = backbone.forward(frames, norms, constants)[1]
+            batch = FeatureMoments.of(features)
             moments = batch if moments is None else moments.merge(batch)
+            if sum(map(len, kept)) < MAX_CLEAN_IMAGES:
+                kept.append(features.double())
     if moments is None or moments.count < MIN_SOURCE_IMAGES:
         found = 0 if moments is None else moments.count
         raise UsageError(f"source statistics: expected at least {MIN_SOURCE_IMAGES} images, found {found}")
     std = (moments.squares / (moments.count - 1)).sqrt()
     if not bool(torch.isfinite(std).all() and torch.isfinite(moments.mean).all()):
         raise UsageError(f"source statistics: the features of '{backbone.name}' are not finite on these images")
-    return SourceStatistics(moments.mean, std, moments.count)
+    clean = clean_discrepancy(torch.cat(kept), moments.mean, std)
+    return SourceStatistics(moments.mean, std, moments.count, clean)
+
+
+def clean_discrepancy(features: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Δ_clean f64[7] at `CLEAN_WINDOWS`, from features f64[n, D] of clean images, n ≥ 4, and their statistics."""
+    generator = torch.Generator().manual_seed(0)
+    found: list[Tensor] = []
+    for window in CLEAN_WINDOWS:
+        if 2 * window > len(features):
+            found.append(found[-1] / 2)
+            continue
+        chosen = torch.stack([torch.randperm(len(features), generator=generator)[:window] for _ in range(CLEAN_DRAWS)])
+        means, stds = zip(*(feature_statistics(features[rows]) for rows in chosen), strict=True)
+        shift, spread = torch.stack(means) - mean, torch.stack(stds) - std
+        found.append(shift.square().mean() + spread.square().mean())
+    return torch.stack(found)

@@ -2,10 +2,11 @@
 
     adapt(frames, state, constants) -> (logits, diagnostics, new state)
 
-        logits, z, S = f(frames; θ, S)    g = ∂L(logits, z)/∂θ          u, rule state = rule(g, rule state)
-        θ ← θ − α u                       the logits returned are those before the update
+        logits, z, S = f(frames; θ, S)    g = ∂L(logits, z)/∂θ          θ, rule state = rule(θ, g, z, rule state)
 
-S, the statistics of batch normalisation, are there only where they move; see `norm_statistics`.
+The logits returned are those before the update. A rule that needs no gradient gets z under θ₀, in place of θ, and no g:
+its step is one forward pass of the source model, whose logits are returned. S, the statistics of batch normalisation,
+are there only where they move; see `norm_statistics`.
 
 Everything the step needs beside frames and state is an entry of `constants`, so that the traced graph has
 no baked-in weights and the same function runs in float32 and float64.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from torch.func import functional_call
 
 from mgg_edge.learn.backbone import NORM_STATISTICS, Backbone, BackboneOutput
 from mgg_edge.learn.objective import Objective, ObjectiveTerms
-from mgg_edge.learn.rules import UpdateRule
+from mgg_edge.learn.rules.base import Evidence, Proposal, SourceNumbers, UpdateRule
 from mgg_edge.learn.statistics import SourceStatistics
 
 __all__ = ["AdaptOutput", "AdaptStep"]
@@ -37,7 +38,8 @@ class AdaptOutput(NamedTuple):
     Attributes:
         logits: f[B, C], before the update.
         entropy, discrepancy, loss: f[], see `Objective`.
-        gradient_norm, update_norm: f[], ‖g‖₂ and ‖αu‖₂.
+        gradient_norm: f[], ‖g‖₂; 0 for a rule that takes no gradient.
+        update_norm: f[], ‖Δθ‖₂.
         state: the new state by name, `theta` first.
     """
 
@@ -71,8 +73,11 @@ class AdaptStep:
     def constants(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Everything that stays fixed, by the names used in graphs and files."""
         learned = {f"{RULE_PREFIX}{name}": value.detach().to(dtype) for name, value in self.rule.named_parameters()}
-        rate = {"learning_rate": torch.tensor(self.learning_rate, dtype=dtype)}
-        return {**self.backbone.constants(dtype), **self.statistics.constants(dtype), **learned, **rate}
+        rest = {
+            "learning_rate": torch.tensor(self.learning_rate, dtype=dtype),
+            "source_theta": self.backbone.theta(dtype),
+        }
+        return {**self.backbone.constants(dtype), **self.statistics.constants(dtype), **learned, **rest}
 
     def initial_state(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """The backbone's state at the source and the rule's first state, by name."""
@@ -93,32 +98,48 @@ class AdaptStep:
         Raises:
             ValueError: B < 2.
         """
+        theta, source = state["theta"], _source(constants)
+        norms = self.backbone.split(theta if self.rule.needs_gradient else source.theta)
 
         def loss(norms: dict[str, Tensor]) -> tuple[Tensor, tuple[BackboneOutput, ObjectiveTerms]]:
             output = self.backbone.forward_moving(frames, norms, constants, state.get(NORM_STATISTICS))
-            source_mean, source_std = constants["statistics.mean"], constants["statistics.std"]
-            terms = self.objective(output.logits, output.features, source_mean, source_std)
+            terms = self.objective(output.logits, output.features, source.mean, source.std)
             return terms.loss, (output, terms)
 
-        theta = state["theta"]
-        gradients, (value, (output, terms)) = torch.func.grad_and_value(loss, has_aux=True)(self.backbone.split(theta))
-        gradient = torch.cat([gradients[name].flatten() for name in self.backbone.norms.names])  # [N]
-        direction, rule_state = self._apply_rule(gradient, state, constants)
-        update = constants["learning_rate"] * direction  # [N]
+        gradient: Tensor | None = None
+        if self.rule.needs_gradient:
+            gradients, (value, (output, terms)) = torch.func.grad_and_value(loss, has_aux=True)(norms)
+            gradient = torch.cat([gradients[name].flatten() for name in self.backbone.norms.names])  # [N]
+        else:
+            value, (output, terms) = loss(norms)
+        proposal = self._apply_rule(theta, Evidence(gradient, output.features, terms.discrepancy), state, constants)
         return AdaptOutput(
             logits=output.logits,
             entropy=terms.entropy,
             discrepancy=terms.discrepancy,
             loss=value,
-            gradient_norm=gradient.square().sum().sqrt(),
-            update_norm=update.square().sum().sqrt(),
-            state={"theta": theta - update, **output.moved, **rule_state._asdict()},
+            gradient_norm=theta.new_zeros(()) if gradient is None else _norm(gradient),
+            update_norm=_norm(proposal.update),
+            state={"theta": proposal.theta, **output.moved, **proposal.state._asdict()},
         )
 
-    def _apply_rule(self, gradient: Tensor, state: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> Any:
+    def _apply_rule(
+        self, theta: Tensor, evidence: Evidence, state: Mapping[str, Tensor], constants: Mapping[str, Tensor]
+    ) -> Proposal:
         learned = {
             name.removeprefix(RULE_PREFIX): value for name, value in constants.items() if name.startswith(RULE_PREFIX)
         }
         template = self.rule.init(1)
         rule_state = type(template)(**{name: state[name] for name in template._fields})
-        return functional_call(self.rule, learned, (gradient, rule_state))
+        arguments = (theta, evidence, rule_state, _source(constants), constants["learning_rate"])
+        proposal: Proposal = functional_call(self.rule, learned, arguments)
+        return proposal
+
+
+def _source(constants: Mapping[str, Tensor]) -> SourceNumbers:
+    statistics = (constants[f"statistics.{name}"] for name in ("mean", "std", "clean_discrepancy"))
+    return SourceNumbers(constants["source_theta"], *statistics)
+
+
+def _norm(vector: Tensor) -> Tensor:
+    return vector.square().sum().sqrt()

@@ -16,7 +16,7 @@ from mgg_edge.learn.evaluation.jobs import Row
 from mgg_edge.learn.evaluation.plots import draw_plots
 from mgg_edge.learn.evaluation.report import html_report
 from mgg_edge.learn.evaluation.tables import Summary, rows_as_csv, summarise
-from mgg_edge.learn.training_state import write_file
+from mgg_edge.learn.training.state import write_file
 
 __all__ = ["write_outcome"]
 

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mgg_edge.errors import UsageError
+from mgg_edge.learn.backbone import Backbone
 from mgg_edge.learn.methods.base import Classifier, Source
-from mgg_edge.learn.mgg import MGG
 from mgg_edge.learn.objective import Objective
-from mgg_edge.learn.rules import Adam, Sgd, UpdateRule
+from mgg_edge.learn.rules.base import UpdateRule
+from mgg_edge.learn.rules.classic import Sgd
+from mgg_edge.learn.rules.files import LEARNED_RULES, load_rule, untrained_rule
 from mgg_edge.learn.step import AdaptStep
 
-__all__ = ["RULES", "RuleMethod", "RuleOptions", "RuleState", "build_rule_method"]
-
-RULES = ("sgd", "adam", "mgg")
+__all__ = ["RuleMethod", "RuleOptions", "RuleState", "build_rule_method"]
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,9 @@ def build_rule_method(name: str, classifier: Classifier, options: RuleOptions, s
         UsageError: a weights file for a rule that learns nothing, or no such file.
         WeightsError: a weights file that does not fit.
     """
-    if options.weights and name != "mgg":
+    if options.weights and name not in LEARNED_RULES:
         raise UsageError(f"{name}: takes no weights file")
-    rule = _rule(name, options)
+    rule = _rule(name, classifier.backbone, options)
     rate = (
         rule.default_learning_rate if options.learning_rate is None else options.learning_rate
     ) * options.rate_factor
@@ -117,9 +117,8 @@ def build_rule_method(name: str, classifier: Classifier, options: RuleOptions, s
     return RuleMethod(step, options.least_batch)
 
 
-def _rule(name: str, options: RuleOptions) -> UpdateRule:
-    rule: Any = {"sgd": lambda: Sgd(options.momentum), "adam": Adam}.get(name)
-    if rule is not None:
-        built: UpdateRule = rule()
-        return built
-    return MGG.load(Path(options.weights)) if options.weights else MGG(options.seed)
+def _rule(name: str, backbone: Backbone, options: RuleOptions) -> UpdateRule:
+    size, features = backbone.norms.size, backbone.features
+    if options.weights:
+        return load_rule(Path(options.weights), size, features)
+    return Sgd(options.momentum) if name == "sgd" else untrained_rule(name, size, features, options.seed)

@@ -17,13 +17,14 @@ from mgg_edge.learn.backbone import Backbone
 from mgg_edge.learn.methods.base import Classifier, Method, RateOptions, Source
 from mgg_edge.learn.methods.cotta import Cotta, CottaOptions
 from mgg_edge.learn.methods.deyo import Deyo, DeyoOptions
-from mgg_edge.learn.methods.discrepancy import RULES, RuleOptions, build_rule_method
+from mgg_edge.learn.methods.discrepancy import RuleOptions, build_rule_method
 from mgg_edge.learn.methods.eata import Eata, EataOptions, RDumb
 from mgg_edge.learn.methods.outputs import T3A, Foa, FoaOptions, Lame, LameOptions, T3AOptions
 from mgg_edge.learn.methods.roid import Roid, RoidOptions
 from mgg_edge.learn.methods.sar import Sar, SarOptions
 from mgg_edge.learn.methods.tent import Tent
 from mgg_edge.learn.methods.unadapted import BatchStatistics, NoAdaptation
+from mgg_edge.learn.rules.files import RULES
 
 __all__ = ["METHODS", "MethodSpec", "build_method", "parse_method"]
 

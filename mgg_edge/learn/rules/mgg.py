@@ -26,8 +26,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mgg_edge.errors import SinkError, UsageError, WeightsError
-from mgg_edge.learn.memory import MemoryWeights, factored_memory, initial_memory, normalise, plain_memory
-from mgg_edge.learn.rules import UpdateRule, moments
+from mgg_edge.learn.rules.base import GradientRule
+from mgg_edge.learn.rules.classic import moments
+from mgg_edge.learn.rules.memory import MemoryWeights, factored_memory, initial_memory, normalise, plain_memory
 
 __all__ = ["MGG", "MGGState"]
 
@@ -87,7 +88,7 @@ class MGGState(NamedTuple):
     step: Tensor
 
 
-class MGG(UpdateRule):
+class MGG(GradientRule):
     """The learned update rule.
 
     Args:
@@ -147,6 +148,10 @@ class MGG(UpdateRule):
         weight, bias = self._number("output_norm_weight", dtype), self._number("output_norm_bias", dtype)
         direction = torch.tanh(self._number("output", dtype) @ (weight[:, None] * normalise(output) + bias[:, None]))
         return direction, MGGState(m, v, memory, memory_bias, step)
+
+    def largest_update(self, rate: float) -> float:
+        """α, by the tanh."""
+        return rate
 
     def options(self) -> dict[str, float | str]:
         """Bias correction; the learned numbers are tensors, not options."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mgg_edge.errors import UsageError, WeightsError
-from mgg_edge.learn.training_state import read_training_state, write_training_state
+from mgg_edge.learn.training.state import read_training_state, write_training_state
 from mgg_edge.scenes.sources import ImageSource, LabelledFrames
 
 __all__ = ["SourceProgress", "SourceRecipe", "accuracy", "normalise", "train_source"]
@@ -47,7 +47,7 @@ class SourceRecipe:
         seed: of everything drawn.
     """
 
-    epochs: int = 6
+    epochs: int = 10
     images_per_epoch: int = 40_000
     batch: int = 64
     learning_rate: float = 1.5e-3

@@ -1,49 +1,15 @@
-"""Update rules: pure functions from a gradient and a state to a direction and a new state.
-
-    state = rule.init(n)
-    direction, state = rule.update(gradient, state)        θ ← θ − α · direction
-
-The learning rate α is applied by the adaptation step, so that every rule shares it. Rules are modules only so
-that their learned numbers, if any, can be passed in from outside (`torch.func.functional_call`).
-"""
+"""The optimisers every learned rule is measured against: gradient descent and Adam."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = ["Adam", "AdamState", "Sgd", "SgdState", "StatelessSgdState", "UpdateRule"]
+from mgg_edge.learn.rules.base import GradientRule
 
-
-class UpdateRule(nn.Module, ABC):
-    """Interface of every update rule.
-
-    Attributes:
-        name: what manifests and the command line call it.
-        default_learning_rate: α used when the user names none.
-    """
-
-    name: ClassVar[str]
-    default_learning_rate: ClassVar[float]
-
-    @abstractmethod
-    def init(self, size: int, dtype: torch.dtype = torch.float32) -> Any:
-        """State for `size` scalars before the first update, a NamedTuple of tensors."""
-
-    @abstractmethod
-    def update(self, gradient: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Direction u [N] and the next state for a gradient [N]; neither argument is changed."""
-
-    def forward(self, gradient: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """`update`, so that `functional_call` can run it with other numbers."""
-        return self.update(gradient, state)
-
-    def options(self) -> dict[str, float | str]:
-        """Settings that are not learned, by name."""
-        return {}
+__all__ = ["Adam", "AdamState", "Sgd", "SgdState", "StatelessSgdState", "moments"]
 
 
 class StatelessSgdState(NamedTuple):
@@ -56,7 +22,7 @@ class SgdState(NamedTuple):
     momentum: Tensor
 
 
-class Sgd(UpdateRule):
+class Sgd(GradientRule):
     """Gradient descent, u = g; with momentum μ, b ← μb + g and u = b.
 
     Args:
@@ -98,7 +64,7 @@ class AdamState(NamedTuple):
     step: Tensor
 
 
-class Adam(UpdateRule):
+class Adam(GradientRule):
     """u = m̂ / (√v̂ + ε), with bias-corrected moments (arXiv 1412.6980).
 
     Args:
@@ -129,6 +95,10 @@ class Adam(UpdateRule):
         mean = m / (1 - self.beta1**step)
         scale = (v / (1 - self.beta2**step)).sqrt() + self.epsilon
         return mean / scale, AdamState(m, v, step)
+
+    def largest_update(self, rate: float) -> float:
+        """Ten times α: |m̂|/√v̂ stays near 1, and only a burst after silence goes higher."""
+        return 10 * rate
 
     def options(self) -> dict[str, float | str]:
         """Moment decays and ε."""

@@ -1,0 +1,82 @@
+"""`mgg-edge train`: learn the numbers of an update rule for a backbone."""
+
+from __future__ import annotations
+
+import enum
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from mgg_edge.learn.training.loop import Progress
+
+__all__ = ["LearnedRule", "Target", "train"]
+
+
+class LearnedRule(enum.StrEnum):
+    """Rules that learn."""
+
+    FORWARD = "forward"
+    MGG = "mgg"
+    MGG_PLUS = "mgg+"
+    ADAM_PLUS = "adam+"
+
+
+class Target(enum.StrEnum):
+    """What adapted predictions are held against in training."""
+
+    LABELS = "labels"
+    PREDICTIONS = "predictions"
+
+
+def train(
+    backbone: Annotated[str, typer.Option(help="timm model name, or torchvision/NAME.")],
+    data: Annotated[Path, typer.Option(help="Clean pictures: a folder a class, any images, or a glyph file.")],
+    out: Annotated[Path, typer.Option(help="File of learned numbers to write, .safetensors.")],
+    weights: Annotated[str, typer.Option(help="FILE (.safetensors, .pth), 'pretrained' or 'random'.")] = "pretrained",
+    rule: Annotated[LearnedRule, typer.Option(help="What to learn.")] = LearnedRule.FORWARD,
+    target: Annotated[
+        Target, typer.Option(help="labels of the pictures, or what the frozen model says of the clean ones.")
+    ] = Target.LABELS,
+    updates: Annotated[int, typer.Option(min=0, help="Meta-updates; 0 for the rule's own number.")] = 0,
+    learning_rate: Annotated[float, typer.Option(help="α of mgg, in training and ever after.")] = 1e-2,
+    image_size: Annotated[int | None, typer.Option(min=8, help="Square input, pixels; the model's by default.")] = None,
+    classes: Annotated[int | None, typer.Option(min=2, help="Number of classes; the weights' by default.")] = None,
+    adapt: Annotated[str, typer.Option(help="Norms that adapt: all, last:K or a regular expression.")] = "all",
+    taps: Annotated[str | None, typer.Option(help="Modules the features come from, a regular expression.")] = None,
+    norm_statistics: Annotated[
+        str, typer.Option(help="Statistics of batch normalisation: source, batch or mix:ALPHA.")
+    ] = "mix:0.1",
+    seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Learn an update rule on random weathers over clean pictures.
+
+    Interrupted, the same command goes on where it was. The file is written at the end: give it to `export --mgg`.
+    """
+    from mgg_edge.cli.display import TrainingDisplay, log_to_terminal, print_facts
+    from mgg_edge.export.compose import ExportRequest
+    from mgg_edge.export.training import TrainRequest
+    from mgg_edge.export.training import train as train_rule
+    from mgg_edge.learn.training.rules import RuleRecipe
+
+    console = log_to_terminal()
+    model = ExportRequest(
+        backbone, weights, seed, image_size=image_size, classes=classes, adapt=adapt, taps=taps,
+        norm_statistics=norm_statistics,
+    )  # fmt: skip
+    recipe = RuleRecipe(rule.value, target.value, updates, learning_rate, seed)
+    with TrainingDisplay(console) as display:
+
+        def tell(now: Progress, total: int) -> None:
+            display(now.made, total, now.loss, now.score, now.best)
+
+        facts = train_rule(TrainRequest(model, data, out, recipe, device), tell)
+    if as_json:
+        sys.stdout.write(json.dumps(facts) + "\n")
+    else:
+        print_facts({name.replace("_", " "): str(value) for name, value in facts.items()})

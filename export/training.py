@@ -1,0 +1,79 @@
+"""`mgg-edge train`: from what a user asked for to a file of learned numbers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mgg_edge.errors import UsageError
+from mgg_edge.export.compose import ExportRequest, compose_backbone
+from mgg_edge.learn.pictures import open_training_data
+from mgg_edge.learn.rules.files import save_rule
+from mgg_edge.learn.training.loop import Progress
+from mgg_edge.learn.training.rules import RuleRecipe, RuleTraining, report
+
+__all__ = ["TrainRequest", "train"]
+
+RESUME_SUFFIX = ".resume"
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What to train, for what, on what.
+
+    Attributes:
+        model: backbone and weights, as for an export.
+        data: glyph file, or a directory of images: one folder a class, or any images for the target `predictions`.
+        out: file of learned numbers to write.
+        recipe: how to train.
+        device: where to compute.
+    """
+
+    model: ExportRequest
+    data: Path
+    out: Path
+    recipe: RuleRecipe
+    device: str = "cpu"
+
+
+def train(
+    request: TrainRequest, progress: Callable[[Progress, int], None] = lambda _now, _total: None
+) -> dict[str, Any]:
+    """Train a rule and write it; interrupted, the same request goes on from the last score.
+
+    Args:
+        request: what to train.
+        progress: told of each update, and of how many there are.
+
+    Returns:
+        How it was learned.
+
+    Raises:
+        MggEdgeError: see `compose_backbone`, `open_training_data` and `RuleTraining`.
+    """
+    if not request.out.absolute().parent.is_dir():
+        raise UsageError(f"{request.out}: no such directory '{request.out.parent}'")
+    if request.out.suffix != ".safetensors":
+        raise UsageError(f"{request.out}: expected a name that ends in .safetensors")
+    started = time.monotonic()
+    backbone = compose_backbone(request.model)
+    source, held_out = open_training_data(
+        request.data, backbone.preprocess, backbone.classes, labelled=request.recipe.target == "labels"
+    )
+    training = RuleTraining(backbone, source, held_out, request.recipe, device=request.device)
+    last: Progress | None = None
+    for last in training.run(request.out.with_name(request.out.name + RESUME_SUFFIX)):
+        progress(last, training.recipe.loop.updates)
+    if last is None:
+        raise UsageError(f"{request.out}{RESUME_SUFFIX}: the training it holds is complete; remove it to train again")
+    facts = {
+        "backbone": backbone.name,
+        "weights": request.model.weights,
+        "data": str(request.data),
+        **report(training, last, time.monotonic() - started),
+    }
+    save_rule(request.out, training.rule, facts)
+    return {"out": str(request.out), **facts}
