@@ -21,9 +21,10 @@ from rich.text import Text
 if TYPE_CHECKING:
     from mgg_edge.manifest import ParityInfo
     from mgg_edge.runtime.adapter import Prediction
+    from mgg_edge.runtime.demo import DemoFrame, Scores
     from mgg_edge.runtime.video import Frame
 
-__all__ = ["RunDisplay", "Stages", "log_to_terminal", "print_facts", "print_parity", "print_table", "sparkline"]
+__all__ = ["DemoDisplay", "RunDisplay", "Stages", "TrainingDisplay", "log_to_terminal", "print_facts", "print_parity", "print_table", "sparkline"]
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 HISTORY = 40  # frames in the sparkline
@@ -171,6 +172,50 @@ class Stages:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+
+class DemoDisplay:
+    """Live progress of the demonstration: a bar, the weather, and how well each reader has read lately.
+
+    Args:
+        console: where to show it; silent off a terminal.
+        scores: who read right, kept by the caller.
+        total: frames to come.
+    """
+
+    def __init__(self, console: Console, scores: Scores, total: int) -> None:
+        self._scores, self._weather = scores, ""
+        self._progress = Progress(TextColumn("{task.completed} frames"), BarColumn(), _Rate(), console=console)
+        self._task = self._progress.add_task("demo", total=total)
+        self._live = (
+            Live(get_renderable=self._render, console=console, refresh_per_second=REFRESHES_PER_S, transient=True)
+            if console.is_terminal
+            else None
+        )
+
+    def __call__(self, frame: DemoFrame) -> None:
+        """Take note of one frame."""
+        self._weather = frame.weather
+        self._progress.advance(self._task)
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def _render(self) -> Group:
+        lines = [Text.assemble(("weather  ", "bright_black"), (self._weather, "bold"))]
+        for name in self._scores.right:
+            share = self._scores.recent(name)
+            bar = "█" * round(40 * share)
+            lines.append(Text.assemble((f"{name:8} ", "bright_black"), (f"{bar:40} ", "green"), f"{share:4.0%}"))
+        return Group(self._progress, *lines)
 
 
 class TrainingDisplay:

@@ -19,6 +19,7 @@ from typing import Annotated
 import typer
 
 import mgg_edge
+from mgg_edge.cli.demo import demo
 from mgg_edge.cli.doctor import doctor
 from mgg_edge.cli.eval import eval as eval_command
 from mgg_edge.cli.export import export
@@ -67,6 +68,7 @@ def _global_options(
 
 
 for _command, _examples in (
+    (demo, "mgg-edge demo --save demo.mp4"),
     (train, "mgg-edge train --backbone resnet50 --data clean_images/ --rule forward --out rule.safetensors"),
     (export, "mgg-edge export --backbone vit_tiny_patch16_224 --weights pretrained --batch 8 --out model.mgg"),
     (

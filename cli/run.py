@@ -36,8 +36,10 @@ _logger = logging.getLogger(__name__)
 class AdaptMode(enum.StrEnum):
     """When to adapt."""
 
-    ALWAYS = "always"
+    AUTO = "auto"
+    WINDOW = "window"
     BURST = "burst"
+    ALWAYS = "always"
     OFF = "off"
 
 
@@ -73,7 +75,7 @@ def run(
     adapt: Annotated[
         AdaptMode,
         typer.Option(help="Adapt on every full batch of diverse frames; in bursts, when the scene drifts; or never."),
-    ] = AdaptMode.ALWAYS,
+    ] = AdaptMode.AUTO,
     adapt_budget_ms: Annotated[
         float | None,
         typer.Option(min=1, help="Leave out adaptation steps that would take longer.", show_default=False),

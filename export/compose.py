@@ -21,10 +21,13 @@ from mgg_edge.learn.images import find_images, load_images, synthetic_frames
 from mgg_edge.learn.norm_layers import ADAPT_ALL
 from mgg_edge.learn.norm_statistics import DEFAULT_NORM_STATISTICS
 from mgg_edge.learn.objective import Objective
+from mgg_edge.learn.pictures import open_pictures
 from mgg_edge.learn.rules.base import UpdateRule
 from mgg_edge.learn.rules.files import LEARNED_RULES, RULES, load_rule, untrained_rule
 from mgg_edge.learn.statistics import MIN_SOURCE_IMAGES, SourceStatistics, measure_statistics
 from mgg_edge.learn.step import AdaptStep
+from mgg_edge.learn.training.rules import source_statistics
+from mgg_edge.scenes.sources import ImageSource
 
 __all__ = ["ExportRequest", "compose", "compose_backbone"]
 
@@ -48,7 +51,7 @@ class ExportRequest:
         backbone: timm model name, or `torchvision/` and a torchvision model name.
         weights: `random`, `pretrained` or the path of a file.
         seed: of random weights and of an untrained rule.
-        source_data: directory of clean images, or None for a synthetic set.
+        source_data: directory of clean images, a glyph file, or None for a synthetic set.
         rule: `mgg`, `adam` or `sgd`.
         mgg: file of learned numbers, or None for untrained ones.
         labels: file with one class name a line, or None.
@@ -95,8 +98,9 @@ def compose(
     _check_rule(request)
     backbone = compose_backbone(request)
     rule, rule_origin = _rule(request, backbone)
-    labels = _labels(request, backbone.classes)
-    statistics, statistics_origin = _statistics(request, backbone, progress)
+    characters = _characters(request, backbone)
+    labels = characters.classes if characters and request.labels is None else _labels(request, backbone.classes)
+    statistics, statistics_origin = _statistics(request, backbone, characters, progress)
     rate = rule.default_learning_rate if request.learning_rate is None else request.learning_rate
     largest = min(1.0, rule.max_learning_rate)
     if not 0.0 < rate <= largest:
@@ -178,8 +182,19 @@ def _default_labels(classes: int) -> tuple[str, ...]:
     return tuple(info.index_to_description(index).split(",")[0] for index in range(classes))
 
 
-def _statistics(request: ExportRequest, backbone: Backbone, progress: Progress) -> tuple[SourceStatistics, str]:
+def _characters(request: ExportRequest, backbone: Backbone) -> ImageSource | None:
+    """The source families of a glyph file, if the source data is one."""
+    if request.source_data is None or not request.source_data.is_file():
+        return None
+    return open_pictures(request.source_data, "source-train", backbone.preprocess, backbone.classes)
+
+
+def _statistics(
+    request: ExportRequest, backbone: Backbone, characters: ImageSource | None, progress: Progress
+) -> tuple[SourceStatistics, str]:
     size = backbone.preprocess
+    if characters is not None and request.source_data is not None:
+        return source_statistics(backbone, characters, request.seed), request.source_data.name
     if request.source_data is None:
         logger.info("no source data: the source statistics come from a seeded synthetic set, not from your images")
         batches: Iterable[Tensor] = synthetic_frames(SYNTHETIC_IMAGES, size.height, size.width, SYNTHETIC_SEED).split(

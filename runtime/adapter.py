@@ -39,7 +39,7 @@ from mgg_edge.runtime.gate import Gate, Observation
 from mgg_edge.runtime.guard import StepLimits
 from mgg_edge.runtime.prediction import Prediction
 from mgg_edge.runtime.preprocess import check_picture, fit
-from mgg_edge.runtime.schedule import SCHEDULES, Schedule, schedule_of
+from mgg_edge.runtime.schedule import AUTO, SCHEDULES, Schedule, schedule_of
 from mgg_edge.state import AdaptState
 
 __all__ = ["SCHEDULES", "Adapter", "AdapterSettings", "Counters", "Journal", "Prediction"]
@@ -65,8 +65,9 @@ class Adapter(AdapterFacts):
     Args:
         bundle: a verified bundle.
         engine: an engine of that bundle; closed with the adapter.
-        adapt: `always` makes a step whenever B diverse frames have come together, `burst` makes some and waits
-            until the drift calls for more, `off` never does. Or a `Schedule` of your own.
+        adapt: `auto` takes the schedule that the bundle's rule is made for. `always` and `window` make a step whenever
+            B diverse frames have come together, `burst` makes some and waits until the drift calls for more, `off`
+            never does. Or a `Schedule` of your own.
         limits: bounds of one step; None takes those of the settings.
         settings: everything else; None takes the defaults.
         background: adapt on a thread of its own instead of between two frames.
@@ -82,7 +83,7 @@ class Adapter(AdapterFacts):
         bundle: Bundle,
         engine: Engine,
         *,
-        adapt: str | Schedule = "always",
+        adapt: str | Schedule = AUTO,
         limits: StepLimits | None = None,
         settings: AdapterSettings | None = None,
         background: bool = False,
@@ -92,7 +93,8 @@ class Adapter(AdapterFacts):
     ) -> None:
         chosen = settings or AdapterSettings()
         self.settings = chosen if limits is None else replace(chosen, limits=limits)
-        schedule = schedule_of(adapt, self.settings.burst) if isinstance(adapt, str) else adapt
+        rule = bundle.manifest.rule
+        schedule = schedule_of(adapt, self.settings.burst, rule.schedule) if isinstance(adapt, str) else adapt
         self.bundle_id, self.schedule_name = bundle.id, schedule.name
         self._bundle, self._engine, self._journal = bundle, engine, journal
         stepper = Stepper(bundle, engine, self.settings)
@@ -115,7 +117,7 @@ class Adapter(AdapterFacts):
         path: str | os.PathLike[str],
         *,
         engine: str = "auto",
-        adapt: str = "always",
+        adapt: str = AUTO,
         threads: int | None = None,
         settings: AdapterSettings | None = None,
         background: bool = False,
@@ -126,7 +128,7 @@ class Adapter(AdapterFacts):
         Args:
             path: the `.mgg` file.
             engine: `auto` or `cpu`.
-            adapt: `always`, `burst` or `off`.
+            adapt: `auto`, `always`, `window`, `burst` or `off`.
             threads: processor threads; None leaves the number to the engine.
             settings: how to adapt; None takes the defaults.
             background: adapt on a thread of its own instead of between two frames.

@@ -1,6 +1,7 @@
 """When to adapt: a pure state machine over the drift of each frame.
 
     always   whenever a batch is ready
+    window   the same, for rules that map a sliding window of frames to θ and remember nothing else
     off      never
     burst    adapting ──K updates──▶ settling ──baseline measured──▶ frozen ──drift high for long──▶ waking
                 ▲                                                                                      │
@@ -25,9 +26,22 @@ from typing import Protocol, Self
 
 from mgg_edge.errors import StateError, UsageError
 
-__all__ = ["SCHEDULES", "Action", "Always", "Burst", "BurstSettings", "Off", "Phase", "Schedule", "schedule_of"]
+__all__ = [
+    "AUTO",
+    "SCHEDULES",
+    "Action",
+    "Always",
+    "Burst",
+    "BurstSettings",
+    "Off",
+    "Phase",
+    "Schedule",
+    "Window",
+    "schedule_of",
+]
 
-SCHEDULES = ("always", "burst", "off")
+SCHEDULES = ("always", "window", "burst", "off")
+AUTO = "auto"  # the schedule that the bundle's rule is made for
 
 
 class Action(enum.StrEnum):
@@ -106,6 +120,13 @@ class Always:
     def recall(self, numbers: Mapping[str, float], /) -> Self:  # noqa: ARG002
         """Itself; what another schedule knew does not matter to it."""
         return self
+
+
+@dataclass(frozen=True)
+class Window(Always):
+    """Adapts whenever a batch is ready: what it leads to depends on the frames in the window alone."""
+
+    name: str = "window"
 
 
 @dataclass(frozen=True)
@@ -262,14 +283,15 @@ class Burst:
         )
 
 
-def schedule_of(name: str, burst: BurstSettings | None = None) -> Schedule:
-    """The schedule called `name`.
+def schedule_of(name: str, burst: BurstSettings | None = None, default: str = "burst") -> Schedule:
+    """The schedule called `name`, or the `default` one for `auto`.
 
     Raises:
         UsageError: there is none of that name.
     """
+    name = default if name == AUTO else name
     if name == "burst":
         return Burst(burst or BurstSettings())
     if name not in SCHEDULES:
-        raise UsageError(f"adapt: expected one of {', '.join(SCHEDULES)}, found '{name}'")
-    return Always() if name == "always" else Off()
+        raise UsageError(f"adapt: expected one of {', '.join((AUTO, *SCHEDULES))}, found '{name}'")
+    return {"always": Always, "window": Window, "off": Off}[name]()

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Protocol, cast
 
 import av
+import numpy as np
+import numpy.typing as npt
 from av.error import FFmpegError
 
 from mgg_edge.errors import MissingDependencyError, SinkError, UsageError
@@ -26,7 +28,7 @@ from mgg_edge.runtime.overlay import Caption, Overlay
 from mgg_edge.runtime.sinks_lines import CsvLines, JsonLines
 from mgg_edge.runtime.source import Frame
 
-__all__ = ["VIDEO_SUFFIXES", "AnnotatedVideo", "CsvLines", "JsonLines", "Sink"]
+__all__ = ["VIDEO_SUFFIXES", "AnnotatedVideo", "CsvLines", "JsonLines", "Sink", "VideoFile"]
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi")
 # Best first. Quality is near-transparent: captions must stay readable.
@@ -59,14 +61,13 @@ class Sink(Protocol):
         """Leave nothing half-written behind."""
 
 
-class AnnotatedVideo:
-    """The pictures with label, probability, `source` or `adapted (step n)`, and a sparkline of the entropy.
+class VideoFile:
+    """A video of pictures of one size.
 
     Args:
         path: target; its suffix (`VIDEO_SUFFIXES`) names the container. Replaced if it exists, when complete.
-        width, height: size of the source pictures, pixels. Odd ones are padded by a row or column.
+        width, height: size of the pictures, pixels, even.
         rate: pictures per second.
-        timed: pictures stand where their times put them, as a live source's must; otherwise one follows the other.
 
     Attributes:
         codec: encoder in use: `libx264`, or `mpeg4` where there is no other.
@@ -78,14 +79,11 @@ class AnnotatedVideo:
         SinkError: the target cannot be created.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], width: int, height: int, rate: Fraction, *, timed: bool = False
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], width: int, height: int, rate: Fraction) -> None:
         self.path = Path(path)
         self.frames = 0
-        self._rate, self._timed, self._place = rate, timed, -1
         self.completed = False
-        self._overlay = Overlay(width, height)
+        self._place = -1
         self._temporary = _create_temporary(self.path)
         self._container: av.container.OutputContainer | None = None
         with self._undone_on_failure():
@@ -93,27 +91,30 @@ class AnnotatedVideo:
             self._container = av.open(str(self._temporary), "w")
             stream = self._container.add_stream(self.codec, rate=rate, options=dict(ENCODERS[self.codec]))
             self._stream = cast(av.VideoStream, stream)
-            self._stream.width, self._stream.height = self._overlay.size
+            self._stream.width, self._stream.height = width, height
             self._stream.pix_fmt = "yuv420p"
             self._time_base = 1 / rate
-        _logger.info("writing %s (%dx%d, encoder %s)", self.path, *self._overlay.size, self.codec)
+        _logger.info("writing %s (%dx%d, encoder %s)", self.path, width, height, self.codec)
 
-    def write(self, frame: Frame, prediction: Prediction) -> None:
-        """Annotate one picture and encode it.
+    def append(self, picture: npt.NDArray[np.uint8], place: int | None = None) -> None:
+        """Encode one picture u8[H, W, 3].
+
+        Args:
+            picture: of the size of the video.
+            place: its place in time, in pictures; after the last one if that is later, or if None.
 
         Raises:
             SinkError: the encoder or the disk refuses it; the temporary file is gone, the target untouched.
         """
-        caption = Caption(prediction.label, prediction.probability, prediction.entropy, prediction.step)
         if self._container is None:
             raise SinkError(f"{self.path}: the video was completed or given up already")
         with self._undone_on_failure():
-            picture = av.VideoFrame.from_ndarray(self._overlay.draw(frame.image, caption), format="rgb24")
-            wanted = round(frame.time_s * self._rate) if self._timed else self.frames
+            encoded = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            wanted = self.frames if place is None else place
             self._place = max(self._place + 1, wanted)  # times must rise, whatever a source says
-            picture.pts = self._place
-            picture.time_base = self._time_base
-            self._container.mux(self._stream.encode(picture))
+            encoded.pts = self._place
+            encoded.time_base = self._time_base
+            self._container.mux(self._stream.encode(encoded))
         self.frames += 1
 
     def close(self) -> None:
@@ -157,6 +158,35 @@ class AnnotatedVideo:
         except BaseException:
             self.abort()
             raise
+
+
+class AnnotatedVideo(VideoFile):
+    """The pictures with label, probability, `source` or `adapted (step n)`, and a sparkline of the entropy.
+
+    Args:
+        path: target, see `VideoFile`.
+        width, height: size of the source pictures, pixels. Odd ones are padded by a row or column.
+        rate: pictures per second.
+        timed: pictures stand where their times put them, as a live source's must; otherwise one follows the other.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], width: int, height: int, rate: Fraction, *, timed: bool = False
+    ) -> None:
+        self._overlay = Overlay(width, height)
+        self._rate, self._timed = rate, timed
+        super().__init__(path, *self._overlay.size, rate)
+
+    def write(self, frame: Frame, prediction: Prediction) -> None:
+        """Annotate one picture and encode it.
+
+        Raises:
+            SinkError: the encoder or the disk refuses it; the temporary file is gone, the target untouched.
+        """
+        caption = Caption(prediction.label, prediction.probability, prediction.entropy, prediction.step)
+        with self._undone_on_failure():
+            picture = self._overlay.draw(frame.image, caption)
+        self.append(picture, round(frame.time_s * self._rate) if self._timed else None)
 
 
 def _create_temporary(path: Path) -> Path:

@@ -332,7 +332,7 @@ class TestOpening:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"adapt": "sometimes"}, "adapt: expected one of always, burst, off, found 'sometimes'"),
+            ({"adapt": "sometimes"}, "adapt: expected one of auto, always, window, burst, off, found 'sometimes'"),
             ({"engine": "npu"}, "engine: expected one of auto, cpu, found 'npu'"),
             ({"threads": 0}, "threads: expected a whole number"),
         ],

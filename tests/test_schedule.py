@@ -174,7 +174,7 @@ def test_always_and_off():
 def test_schedules_by_name():
     assert [schedule_of(name).name for name in SCHEDULES] == list(SCHEDULES)
     assert schedule_of("burst", QUICK) == Burst(QUICK)
-    with pytest.raises(UsageError, match="adapt: expected one of always, burst, off, found 'never'"):
+    with pytest.raises(UsageError, match="adapt: expected one of auto, always, window, burst, off, found 'never'"):
         schedule_of("never")
 
 
@@ -224,3 +224,18 @@ class TestBank:
     )
     def test_which_fits(self, drifts: tuple, fits: tuple, present: float, chosen: tuple):
         assert best_fit(drifts, [Snapshot(self.SOURCE, fit) for fit in fits], present) == chosen
+
+
+@pytest.mark.parametrize("default", ["burst", "window"])
+def test_auto_is_the_schedule_of_the_bundle_s_rule(default):
+    assert schedule_of("auto", default=default).name == default
+    assert schedule_of("off", default=default).name == "off"
+
+
+def test_window_adapts_on_every_batch_for_ever():
+    schedule = schedule_of("window")
+    for _ in range(100):
+        schedule, action = schedule.observe(0.0)
+        assert action is Action.ADAPT
+        schedule, froze = schedule.stepped()
+        assert not froze
