@@ -24,7 +24,17 @@ if TYPE_CHECKING:
     from mgg_edge.runtime.demo import DemoFrame, Scores
     from mgg_edge.runtime.video import Frame
 
-__all__ = ["DemoDisplay", "RunDisplay", "Stages", "TrainingDisplay", "log_to_terminal", "print_facts", "print_parity", "print_table", "sparkline"]
+__all__ = [
+    "DemoDisplay",
+    "RunDisplay",
+    "Stages",
+    "TrainingDisplay",
+    "log_to_terminal",
+    "print_facts",
+    "print_parity",
+    "print_table",
+    "sparkline",
+]
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 HISTORY = 40  # frames in the sparkline

@@ -20,7 +20,9 @@ def export(
     backbone: Annotated[str, typer.Option(help="timm model name, or torchvision/NAME.")],
     out: Annotated[Path, typer.Option(help="Bundle to write.")],
     weights: Annotated[str, typer.Option(help="FILE (.safetensors, .pth), 'pretrained' or 'random'.")] = "pretrained",
-    source_data: Annotated[Path | None, typer.Option(help="Directory of at least 32 clean images, or a glyph file.")] = None,
+    source_data: Annotated[
+        Path | None, typer.Option(help="Directory of at least 32 clean images, or a glyph file.")
+    ] = None,
     rule: Annotated[
         str | None, typer.Option(help="mgg, mgg+, adam+, forward, adam or sgd; the file's by default, or mgg.")
     ] = None,

@@ -159,7 +159,10 @@ def default_bundle() -> Iterator[Path]:
     resource = importlib.resources.files("mgg_edge.data") / "default.mgg"
     if not resource.is_file():
         raise UsageError("no default bundle is installed: name one with --bundle")
-    _logger.info("no --bundle given: using the default bundle of the package")
+    _logger.info(
+        "no --bundle given: using the default bundle of the package, which reads single characters A–Z and 0–9 and "
+        "says nothing sensible of anything else"
+    )
     with importlib.resources.as_file(resource) as path:
         yield path
 

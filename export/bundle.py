@@ -175,6 +175,7 @@ def _manifest(step: AdaptStep, labels: Sequence[str], origins: Origins, infer_ba
             step.rule.options(),
             origins.rule,
             step.rule.largest_update(step.learning_rate),
+            step.rule.largest_drift(step.learning_rate),
             step.rule.schedule,
         ),
         statistics=StatisticsInfo(origins.statistics, step.statistics.images),

@@ -118,6 +118,7 @@ class RuleInfo:
         options: the rule's other settings, by name.
         origin: where learned parameters came from, for people; empty for rules without any.
         max_update: bound on |Δθ| of every scalar in one step, or null where the rule has none.
+        max_drift: bound on ‖θ − θ₀‖₂ beyond which the rule has no experience, or null where none is known.
         schedule: when to adapt by default, `burst` or `window`.
     """
 
@@ -126,6 +127,7 @@ class RuleInfo:
     options: dict[str, float | str]
     origin: str
     max_update: float | None
+    max_drift: float | None
     schedule: str
 
 
@@ -306,6 +308,13 @@ def _one_of(*choices: object) -> tuple[str, Callable[[object], bool]]:
     return "one of " + ", ".join(map(str, choices)), lambda value: value in choices
 
 
+def _positive_or_null() -> tuple[str, Callable[[object], bool]]:
+    return (
+        "a positive number or null",
+        lambda value: value is None or (isinstance(value, (int, float)) and 0 < value < 1e6),
+    )
+
+
 def _channels(low: float) -> tuple[str, Callable[[object], bool]]:
     return (
         f"three numbers above {low}",
@@ -327,10 +336,8 @@ _CHECKS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "objective.entropy_weight": _between(0.0, 1e6),
     "objective.discrepancy_weight": _between(0.0, 1e6),
     "rule.learning_rate": _between(1e-12, 1e3),
-    "rule.max_update": (
-        "a positive number or null",
-        lambda value: value is None or (isinstance(value, (int, float)) and 0 < value < 1e6),
-    ),
+    "rule.max_update": _positive_or_null(),
+    "rule.max_drift": _positive_or_null(),
     "rule.schedule": _one_of(*DEFAULT_SCHEDULES),
     "statistics.images": _between(32, 1e12),
     "infer_batch": _between(1, MAX_BATCH),

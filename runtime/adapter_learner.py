@@ -191,20 +191,25 @@ class Learner:
         return None
 
     def _restore(self, batch: Batch) -> bool:
-        """Take the snapshot that fits, if one does; True if nothing is left to learn from this batch."""
+        """Take the snapshot that fits, or else the source; True if nothing is left to learn from this batch."""
         present, bank, meter = self.published, self.watch.bank, self.watch.meter
-        chosen, fits = None, False
+        chosen = None
         if meter is not None:
-            chosen, fits = self._stepper.choose(batch.frames, present.state, bank.candidates, meter.statistics)
+            chosen = self._stepper.choose(batch.frames, present.state, bank.candidates, meter.statistics)
+        fits = chosen is not None
+        state = self._source if chosen is None else chosen.state
         with self.lock:
             if self.published is not present:
                 return True
-            self.watch = replace(self.watch, schedule=self.watch.schedule.woken(fits))
-            if chosen is not None:
-                self._publish(chosen.state, _steps(chosen.state, self.published.step))
-                ladder, counters = self.watch.ladder.rebase(chosen.state), self.counters.plus(restores=int(fits))
-                self.watch = replace(self.watch, bank=bank.used(chosen), ladder=ladder, counters=counters).jumped()
-                self._tell("restore", batch, reason="fits" if fits else "start")
+            self._publish(state, _steps(state, self.published.step))
+            self.watch = replace(
+                self.watch,
+                schedule=self.watch.schedule.woken(fits),
+                bank=bank if chosen is None else bank.used(chosen),
+                ladder=self.watch.ladder.rebase(state),
+                counters=self.counters.plus(restores=int(fits)),
+            ).jumped()
+            self._tell("restore", batch, reason="fits" if fits else "source")
         self._sync_engine()
         return fits
 

@@ -96,11 +96,11 @@ class Stepper:
         present: AdaptState,
         candidates: Sequence[Snapshot],
         statistics: SourceStatistics,
-    ) -> tuple[Snapshot | None, bool]:
-        """The snapshot to take for frames u8[n,H,W,3], or None, and whether it needs no learning."""
+    ) -> Snapshot | None:
+        """The snapshot that fits frames u8[n,H,W,3], or None."""
         drifts = [self.fit(frames, candidate.state, statistics) for candidate in candidates]
-        chosen, fits = best_fit(drifts, candidates, self.fit(frames, present, statistics))
-        return None if chosen is None else candidates[chosen], fits
+        chosen = best_fit(drifts, candidates, self.fit(frames, present, statistics))
+        return None if chosen is None else candidates[chosen]
 
     def _verify(
         self, candidate: AdaptState, batch: Batch, logits: Array, window: ClassWindow

@@ -20,24 +20,37 @@ import numpy.typing as npt
 from mgg_edge.errors import UsageError
 from mgg_edge.runtime.adapter import Adapter
 from mgg_edge.runtime.prediction import Prediction
+from mgg_edge.runtime.source import DEFAULT_RATE, ClosingSource, Frame
 from mgg_edge.scenes.glyphs import CHARACTERS, GlyphSet, load_glyphs
 from mgg_edge.scenes.sources import GlyphSource
 from mgg_edge.scenes.streams import parse_weather
 
-__all__ = ["ADAPTED", "COURSE", "FROZEN", "READERS", "DemoFrame", "Scores", "demo_frames", "open_readers", "packaged"]
+__all__ = [
+    "ADAPTED",
+    "COURSE",
+    "FROZEN",
+    "READERS",
+    "DemoFrame",
+    "DemoSource",
+    "Scores",
+    "demo_frames",
+    "open_readers",
+    "packaged",
+]
 
 # What the sky does, and the corruption that stands for it.
 COURSE = (
     ("clear", "clean"),
     ("fog", "fog@5"),
     ("noise", "gaussian_noise@4"),
-    ("blur", "defocus_blur@4"),
+    ("blur", "defocus_blur@5"),
     ("night", "night@5"),
     ("clear", "clean"),
 )
 DEFAULT_BUNDLE, MGG_BUNDLE, FACES = "default.mgg", "reader-mgg.mgg", "characters.safetensors"
 FROZEN, MGG, ADAPTED = "frozen", "mgg", "adapted"
 READERS = (FROZEN, MGG, ADAPTED)
+SIZE, ENLARGED = 32, 8  # pixels of a picture, and times a source enlarges it
 WINDOW_FRAMES = 500
 LATELY_FRAMES = 60
 
@@ -64,7 +77,7 @@ def packaged(name: str, stack: contextlib.ExitStack) -> Path:
     return stack.enter_context(importlib.resources.as_file(resource))
 
 
-def demo_frames(glyphs: GlyphSet, frames_each: int, seed: int, size: int = 32) -> Iterator[DemoFrame]:
+def demo_frames(glyphs: GlyphSet, frames_each: int, seed: int, size: int = SIZE) -> Iterator[DemoFrame]:
     """The stream: `frames_each` frames of each weather of `COURSE`, the same for the same seed."""
     source, rng = GlyphSource(glyphs, size), np.random.default_rng(seed)
     chunk = 25
@@ -95,6 +108,31 @@ def open_readers() -> Iterator[tuple[dict[str, Adapter], GlyphSet]]:
             ADAPTED: stack.enter_context(Adapter.open(default, threads=1)),
         }
         yield readers, faces
+
+
+class DemoSource(ClosingSource):
+    """The demonstration's pictures as a source of frames, enlarged so that captions have room.
+
+    Args:
+        frames_each: frames of each weather.
+        seed: of characters, fonts and weather.
+
+    Raises:
+        UsageError: this build of the package lacks the faces.
+    """
+
+    def __init__(self, frames_each: int = 300, seed: int = 0) -> None:
+        with contextlib.ExitStack() as stack:
+            self._glyphs = load_glyphs(packaged(FACES, stack))
+        self._frames_each, self._seed = frames_each, seed
+        self.name, self.live, self.rate = "demo", False, DEFAULT_RATE
+        self.width = self.height = ENLARGED * SIZE
+        self.frames_expected: int | None = frames_each * len(COURSE)
+
+    def __iter__(self) -> Iterator[Frame]:
+        for frame in demo_frames(self._glyphs, self._frames_each, self._seed):
+            image = frame.image.repeat(ENLARGED, 0).repeat(ENLARGED, 1)
+            yield Frame(frame.index, float(frame.index / self.rate), image)
 
 
 @dataclass
@@ -130,7 +168,7 @@ class Scores:
         return sum(self.right[name]) / max(len(self.right[name]), 1)
 
     def summary(self) -> dict[str, Any]:
-        """Accuracies as fractions: in all, by stretch of weather, and the adapted reader's worst window of 500 frames."""
+        """Accuracies as fractions: in all, by stretch of weather, and the adapted lead in the worst 500 frames."""
         adapted, frozen = (np.array(self.right[name], np.float64) for name in (ADAPTED, FROZEN))
         window = min(WINDOW_FRAMES, len(adapted))
         lead = np.convolve(adapted - frozen, np.ones(window) / window, "valid") if window else np.zeros(1)

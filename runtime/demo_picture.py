@@ -1,14 +1,15 @@
 """The demonstration as a video a person can follow.
 
-    ┌──────────────────────────────────────────────────────────┐
-    │  NIGHT                    frozen      mgg      adapted   │
-    │ ┌───────────┐               3          8          B      │   what each reads, green if right
-    │ │  camera   │              41 %       52 %       87 %    │   share of right ones lately
-    │ │  picture  │                                            │
-    │ └───────────┘            ● frozen   ● frozen  ● adapted  │
-    │  ▒ ▒ ▒ ▒ ▒ ▒  the last pictures                          │
-    │  ───╲______╱‾‾‾╲____  accuracy over time, weather behind │
-    └──────────────────────────────────────────────────────────┘
+┌──────────────────────────────────────────────────────────┐
+│  title                                            NIGHT  │
+│                           frozen      mgg      adapted   │
+│ ┌───────────┐               3          8          B      │   what each reads, green if right
+│ │  camera   │              41 %       52 %       87 %    │   share of right ones lately
+│ │  picture  │                                            │
+│ └───────────┘            ● frozen   ● frozen  ● adapted  │
+│  ▒ ▒ ▒ ▒ ▒ ▒  the last pictures                          │
+│  ───╲______╱‾‾‾╲____  accuracy over time, weather behind │
+└──────────────────────────────────────────────────────────┘
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ WIDTH, HEIGHT = 1280, 720
 RATE, EVERY = Fraction(15), 2  # one of two frames is shown: a reader is faster than an eye
 CAMERA = (40, 96, 300)  # left, top, side
 STRIP = (40, 420, 64, 18)  # left, top, side, pictures
-CHART = (40, 520, 1200, 160)  # left, top, width, height
+CHART = (70, 520, 1170, 160)  # left, top, width, height
 COLUMNS, COLUMN_WIDTH = (400, 690, 980), 260
 BACKGROUND, PANEL, TEXT, FAINT = (16, 20, 26), (27, 33, 42), (236, 240, 245), (128, 138, 150)
 RIGHT, WRONG = (78, 214, 140), (240, 98, 98)
@@ -104,7 +105,7 @@ class DemoVideo:
         pen = ImageDraw.Draw(picture)
         left, top, side = CAMERA
         picture.paste(_enlarged(frame.image, side), (left, top))
-        pen.text((left + side, 38), frame.weather, TEXT, self._fonts[22], anchor="ra")
+        pen.text((WIDTH - 40, 24), frame.weather, TEXT, self._fonts[34], anchor="ra")
         truth = CHARACTERS[frame.label]
         for column, name in zip(COLUMNS, READERS, strict=True):
             middle, prediction = column + COLUMN_WIDTH / 2, predictions[name]

@@ -7,8 +7,9 @@ A candidate θ' of a step from θ passes `check_step` if and only if
     update      |θ' − θ| ≤ max_update for every scalar
     drift       ‖θ' − θ₀‖₂ ≤ max_drift, θ₀ the source model's
 
-max_drift is half of ‖θ₀‖₂, and at least 0.1 √N: beyond it little of the trained model is left. A candidate out there is
-refused, not projected back: what is committed is always exactly what the exported step computed.
+max_drift is the rule's own bound, where it has learned one; otherwise half of ‖θ₀‖₂, and at least 0.1 √N: beyond it
+little of the trained model is left. A candidate out there is refused, not projected back: what is committed is always
+exactly what the exported step computed.
 
 Two more checks look at what a candidate predicts: `guard_canary` and `guard_collapse`. What follows a breach is
 decided by `guard_ladder`.
@@ -88,6 +89,8 @@ def default_limits(rule: RuleInfo, source: AdaptState | None = None) -> StepLimi
         max_update = rule.max_update + _ROUNDING
     if source is None:
         return StepLimits(max_update)
+    if rule.max_drift is not None:
+        return StepLimits(max_update, rule.max_drift)
     theta = source["theta"].astype(np.float64)
     largest = max(_DRIFT_FRACTION * float(np.linalg.norm(theta)), _LEAST_DRIFT_PER_SCALAR * math.sqrt(theta.size))
     return StepLimits(max_update, largest)

@@ -11,7 +11,7 @@
 frames before the freeze, then takes its drift as baseline d₀. `frozen`, it wakes after `patience_frames` frames with
 drift ≥ wake_ratio · d₀. Hysteresis: a frame at or below rest_ratio · d₀ sets that count to zero, one in between leaves
 it. The frame that wakes it starts a new batch; when that is gathered, a stored snapshot that fits it is restored, else
-another K updates are made, from the θ that comes closest (`schedule_bank`).
+another K updates are made, from the source model (`schedule_bank`).
 
 A schedule is immutable and small, and says what it knows as plain numbers, for state files. See `Schedule`.
 """

@@ -5,10 +5,11 @@ schedule wakes, every snapshot and the source model are tried on the same new ba
 
     d_k = drift of the batch's mean features under θ_k,    d = drift under the present θ
 
-The best one is taken if it fits clearly better than the present θ, d_k ≤ 0.8 d. If it also fits as well as when it was
-made, d_k ≤ 1.2 fit_k, it is restored and nothing needs to be learned. If not, learning starts from it: domains that
-follow each other do not carry θ ever further away. The source model has no fit of its own; it must come as close as the
-best snapshot did. Comparing on the same frames takes out what they happen to show, which drift on different frames
+The best one is restored, and nothing needs to be learned, if it fits clearly better than the present θ, d_k ≤ 0.8 d, and
+as well as when it was made, d_k ≤ 1.2 fit_k. Otherwise learning begins anew at the source model, θ and rule state
+together: what was learned in another weather is a bad start (docs/LOG.md), and domains that follow each other do not
+carry θ ever further away. The source model has no fit of its own; it must come as close as the best snapshot did.
+Comparing on the same frames takes out what they happen to show, which drift on different frames
 cannot. A trial costs B inferences a snapshot.
 """
 
@@ -77,8 +78,8 @@ class SnapshotBank:
         return apart <= SAME_DOMAIN_FRACTION * _distance(second.state, self.source)
 
 
-def best_fit(drifts: Sequence[float], candidates: Sequence[Snapshot], present_drift: float) -> tuple[int | None, bool]:
-    """Which candidate to take, by their drifts on one batch, and whether it needs no learning.
+def best_fit(drifts: Sequence[float], candidates: Sequence[Snapshot], present_drift: float) -> int | None:
+    """Which candidate needs no learning, by their drifts on one batch.
 
     Args:
         drifts: d_k of every candidate; NaN and Inf never win.
@@ -86,15 +87,14 @@ def best_fit(drifts: Sequence[float], candidates: Sequence[Snapshot], present_dr
         present_drift: d.
 
     Returns:
-        Its place, or None if the present θ is as good; and whether it fits as well as when it was made.
+        Its place, or None if none fits.
     """
     order = sorted((drift, index) for index, drift in enumerate(drifts) if np.isfinite(drift))
     if not order:
-        return None, False
+        return None
     drift, index = order[0]
-    if not (drift <= MAX_FRACTION_OF_PRESENT * present_drift):
-        return None, False
-    return index, drift <= MAX_RATIO_TO_FIT * candidates[index].fit
+    fits = drift <= MAX_FRACTION_OF_PRESENT * present_drift and drift <= MAX_RATIO_TO_FIT * candidates[index].fit
+    return index if fits else None
 
 
 def _distance(first: AdaptState, second: AdaptState) -> float:

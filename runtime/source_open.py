@@ -3,6 +3,7 @@
 The first rule that fits decides:
 
     an object                       a `FrameSource` as it is; any other iterable as `IteratorSource`
+    demo                            characters under changing weather, what `mgg-edge demo` reads (a file: ./demo)
     synthetic:OPTIONS               `SyntheticSource`
     a pipeline with ` ! ` in it     GStreamer, by OpenCV
     rtsp:// rtsps:// http:// https:// udp://      a stream, by FFmpeg; http(s) also a file at that address
@@ -103,6 +104,10 @@ def _host(text: str) -> str:
 
 
 def _open_special(text: str, options: LiveOptions | None) -> FrameSource | None:
+    if text == "demo":
+        from mgg_edge.runtime.demo import DemoSource  # here: it brings the adapter
+
+        return DemoSource()
     if text.startswith("synthetic:"):
         synthetic = SyntheticOptions.parse(text)
         request = {"reader": "synthetic", "address": text}

@@ -54,45 +54,48 @@ def _one_face_a_family(glyphs: GlyphSet) -> GlyphSet:
 def _card(parts: Path, out: Path, faces: GlyphSet) -> str:
     report = json.loads((parts / "reader.json").read_text())
     rules = {name: _report(parts / f"{name}.safetensors") for name in ("forward", "mgg")}
-    lines = [
-        "# The reader",
-        "",
-        "Reads one character, A–Z or 0–9, in a picture of 32 × 32 pixels, and adapts to weather without labels.",
-        "",
-        f"- *Model*: timm `{report['model']}`, a vision transformer of width 96 and depth 6 with a convolutional stem, "
-        "729 k parameters; 2,496 of them, the normalisation's, adapt.",
-        f"- *Data*: {report['faces']} faces of {report['families']} type families from Debian's main archive, split by "
-        "family; rendered on the fly. No photographs, no people.",
-        f"- *Source training*: {report['recipe']['epochs']} epochs of {report['recipe']['images_per_epoch']:,} pictures, "
-        f"seed {report['recipe']['seed']}, {report['seconds'] / 60:.0f} minutes on two cores; accuracy "
-        f"{report['validation_accuracy']:.1%} on validation families, {report['test_accuracy']:.1%} on test families.",
-        "- *Rules*: "
-        + "; ".join(
-            f"`{name}`: {facts['updates']} meta-updates, seed {facts['seed']}, held-out agreement "
-            f"{facts['held_out_score']:.3f}"
-            for name, facts in rules.items()
-        )
-        + ". Learned on random generic weathers over the training families, none of them a corruption of the tests.",
-        "- *Limits*: single upright characters (±10°) of ordinary typefaces, centred. Not for text lines, handwriting, "
-        "Fraktur or symbols. Under weather that hides the strokes no rule can help.",
-        "- *Rebuild*: `scripts/build_default`. Figures: docs/RESULTS.md.",
-        "",
-        "## Files",
-        "",
-        "| file | SHA-256 |",
-        "|---|---|",
-        *(f"| {path.name} | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |" for path in _files(parts, out)),
-        "",
-        "The two bundles by id: " + ", ".join(f"`{name}` {Bundle.load(out / name).id[:16]}" for name in BUNDLES) + ".",
-        "",
-        "## Faces in characters.safetensors",
-        "",
-        "| face | package | licence |",
-        "|---|---|---|",
-        *(f"| {face.name} | {face.package} {face.version} | {face.licence} |" for face in faces.faces),
-        "",
-    ]
-    return "\n".join(lines)
+    table = "\n".join(f"| {path.name} | `{_sha256(path)}` |" for path in _files(parts, out))
+    learned = "; ".join(
+        f"`{name}`: {facts['updates']} updates, seed {facts['seed']}, held-out agreement {facts['held_out_score']:.3f}"
+        for name, facts in rules.items()
+    )
+    listed = "\n".join(f"| {face.name} | {face.package} {face.version} | {face.licence} |" for face in faces.faces)
+    recipe = report["recipe"]
+    return f"""# The reader
+
+Reads one character, A–Z or 0–9, in a picture of 32 × 32 pixels, and adapts to weather without labels.
+
+- *Model*: timm `{report["model"]}`, a vision transformer of width 96 and depth 6 with a convolutional stem, 729 k
+  parameters; 2,496 of them, the normalisation's, adapt.
+- *Data*: {report["faces"]} faces of {report["families"]} type families from Debian's main archive, split by family,
+  rendered on the fly. No photographs, no people.
+- *Source training*: {recipe["epochs"]} epochs of {recipe["images_per_epoch"]:,} pictures, seed {recipe["seed"]},
+  {report["seconds"] / 60:.0f} minutes on two cores. Accuracy {report["validation_accuracy"]:.1%} on validation
+  families, {report["test_accuracy"]:.1%} on test families.
+- *Rules*: {learned}. Learned on random generic
+  weathers over the training families; none of them is a corruption of the tests.
+- *Limits*: single upright characters (±10°) of ordinary typefaces, centred. Not for text lines, handwriting, Fraktur or
+  symbols. Under weather that hides the strokes no rule can help.
+- *Rebuild*: `scripts/build_default`. Figures: docs/RESULTS.md.
+
+## Files
+
+| file | SHA-256 |
+|---|---|
+{table}
+
+The two bundles by id: {", ".join(f"`{name}` {Bundle.load(out / name).id[:16]}" for name in BUNDLES)}.
+
+## Faces in characters.safetensors
+
+| face | package | licence |
+|---|---|---|
+{listed}
+"""
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _files(parts: Path, out: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -89,7 +90,7 @@ def test_limits_are_checked(bound: float):
 
 
 def rule_info(bound: float | None) -> RuleInfo:
-    return RuleInfo("some", 1e-3, {}, "", bound, "burst")
+    return RuleInfo("some", 1e-3, {}, "", bound, None, "burst")
 
 
 @pytest.mark.parametrize("bound", [1e-3, 1e-2])
@@ -130,6 +131,10 @@ class TestDrift:
         assert default_limits(rule).max_drift == math.inf
         assert default_limits(rule, self.SOURCE).max_drift == pytest.approx(0.5 * math.sqrt(5))
         assert default_limits(rule, state(0.0)).max_drift == pytest.approx(0.1 * math.sqrt(5))
+
+    def test_a_rule_that_has_learned_its_ball_is_held_to_it(self):
+        rule = dataclasses.replace(rule_info(1e-3), max_drift=0.4)
+        assert default_limits(rule, self.SOURCE).max_drift == 0.4
 
     def test_the_ratio(self):
         assert drift_ratio(self.SOURCE, self.SOURCE, StepLimits(1.0, 2.0)) == 0

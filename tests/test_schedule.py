@@ -210,19 +210,19 @@ class TestBank:
     @pytest.mark.parametrize(
         ("drifts", "fits", "present", "chosen"),
         [
-            ((0.5, 0.9), (0.5, 0.5), 1.0, (0, True)),
-            ((0.9, 0.5), (0.5, 0.5), 1.0, (1, True)),
-            ((0.81, 0.9), (0.9, 0.9), 1.0, (None, False)),  # hardly better than the present θ
-            ((0.7, 0.9), (0.5, 0.5), 1.0, (0, False)),  # better, but not as good as it once was: learn from there
-            ((0.7, 0.9), (0.6, 0.5), 1.0, (0, True)),
-            ((0.5,), (0.0,), 1.0, (0, False)),
-            ((math.nan, 0.5), (9.0, 9.0), 1.0, (1, True)),
-            ((math.nan, math.inf), (9.0, 9.0), 1.0, (None, False)),
-            ((0.5,), (0.5,), math.nan, (None, False)),
-            ((), (), 1.0, (None, False)),
+            ((0.5, 0.9), (0.5, 0.5), 1.0, 0),
+            ((0.9, 0.5), (0.5, 0.5), 1.0, 1),
+            ((0.81, 0.9), (0.9, 0.9), 1.0, None),  # hardly better than the present θ
+            ((0.7, 0.9), (0.5, 0.5), 1.0, None),  # better, but not as good as it once was
+            ((0.7, 0.9), (0.6, 0.5), 1.0, 0),
+            ((0.5,), (0.0,), 1.0, None),
+            ((math.nan, 0.5), (9.0, 9.0), 1.0, 1),
+            ((math.nan, math.inf), (9.0, 9.0), 1.0, None),
+            ((0.5,), (0.5,), math.nan, None),
+            ((), (), 1.0, None),
         ],
     )
-    def test_which_fits(self, drifts: tuple, fits: tuple, present: float, chosen: tuple):
+    def test_which_fits(self, drifts: tuple, fits: tuple, present: float, chosen: int | None):
         assert best_fit(drifts, [Snapshot(self.SOURCE, fit) for fit in fits], present) == chosen
 
 

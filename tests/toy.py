@@ -219,7 +219,7 @@ def manifest() -> Manifest:
         backbone=BackboneInfo("toy", "random:0", CLASSES, FEATURES),
         preprocess=PreprocessInfo(EDGE, EDGE, "shortest-side", 0.875, "bicubic", MEAN, STD),
         objective=ObjectiveInfo(1.0, 0.0),
-        rule=RuleInfo("sgd", LEARNING_RATE, {"momentum": DECAY}, "", None, "window"),
+        rule=RuleInfo("sgd", LEARNING_RATE, {"momentum": DECAY}, "", None, None, "window"),
         statistics=StatisticsInfo("synthetic", 32),
         labels=LABELS,
         taps=(TapInfo("norm", FEATURES, "vector"),),

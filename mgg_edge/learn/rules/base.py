@@ -104,6 +104,10 @@ class UpdateRule(nn.Module, ABC):
         """Bound on |Δθ| of every scalar in one step, or None where there is none."""
         return None
 
+    def largest_drift(self, rate: float) -> float | None:  # noqa: ARG002
+        """Bound on ‖θ − θ₀‖₂ beyond which the rule has no experience, or None where none is known."""
+        return None
+
 
 class GradientRule(UpdateRule):
     """A rule that gives a direction: θ ← θ − α · u."""

@@ -60,6 +60,7 @@ class Forward(UpdateRule):
         features: D, length of the feature vector.
         rank: r, columns of P.
         window_batches: W, batches of the sliding window.
+        radius: largest ‖θ − θ₀‖ that the weathers it was trained on have led to, with a margin; 0 if not measured.
         seed: of the untrained numbers, which are small, not zero.
     """
 
@@ -70,9 +71,16 @@ class Forward(UpdateRule):
     schedule = "window"
 
     def __init__(
-        self, size: int, features: int, rank: int = RANK, window_batches: int = WINDOW_BATCHES, seed: int = 0
+        self,
+        size: int,
+        features: int,
+        rank: int = RANK,
+        window_batches: int = WINDOW_BATCHES,
+        radius: float = 0.0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
+        self.radius = radius
         self.size, self.features, self.rank, self.window_batches = size, features, rank, window_batches
         generator = torch.Generator().manual_seed(seed)
         self.read = nn.Parameter(torch.randn(rank, 2 * features, generator=generator) / math.sqrt(2 * features))
@@ -122,12 +130,17 @@ class Forward(UpdateRule):
             "features": self.features,
             "rank": self.rank,
             "window_batches": self.window_batches,
+            "radius": self.radius,
         }
 
     def largest_update(self, rate: float) -> float:
         """Twice the longest way from θ₀: a window may change from one extreme to the other."""
         reach = float(self.write.detach().abs().sum(dim=1).max() * self.log_scale.detach().max().exp())
         return 2 * rate * reach
+
+    def largest_drift(self, rate: float) -> float | None:
+        """The radius: further away lies what it has never been shown."""
+        return rate * self.radius or None
 
     def _number(self, name: str, like: Tensor) -> Tensor:
         value: Tensor = getattr(self, name)

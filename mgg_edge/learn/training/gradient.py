@@ -89,6 +89,9 @@ class GradientTrainer:
             self.rule.read.copy_(principal)
             self.rule.write.zero_()
 
+    def finish(self, rng: np.random.Generator) -> None:
+        """Nothing is left to measure."""
+
     def backward(self, rng: np.random.Generator) -> float:
         """Leave the meta-gradient of one window in the rule's parameters; returns the mean meta-loss."""
         if self._round is None or self._round.windows_left == 0:

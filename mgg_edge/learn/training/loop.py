@@ -43,6 +43,9 @@ class RuleTrainer(Protocol):
     def backward(self, rng: np.random.Generator) -> float:
         """Leave gradients in the rule's parameters; returns the loss."""
 
+    def finish(self, rng: np.random.Generator) -> None:
+        """Measure what depends on the learned numbers."""
+
 
 @dataclass(frozen=True)
 class LoopRecipe:
@@ -109,6 +112,7 @@ def meta_train(
             run.save()
         yield Progress(made, run.loss, found, run.best)
     run.finish()
+    trainer.finish(np.random.default_rng([recipe.seed, 0]))
 
 
 class _Run:

@@ -25,6 +25,7 @@ __all__ = ["StatisticsMapTrainer", "StatisticsRecipe"]
 
 SCALE_DOMAINS = 192
 SCALE_WINDOW = 32
+RADIUS_MARGIN = 1.1
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,14 @@ class StatisticsMapTrainer:
             self.rule.shift_scale.copy_(scale)
             self.rule.read.copy_(principal_directions(shifts / scale, self.rule.rank))
             self.rule.write.zero_()
+
+    def finish(self, rng: np.random.Generator) -> None:
+        """Measure how far the weathers lead from θ₀: the rule's radius."""
+        with torch.no_grad():
+            weathers = [self.world.weather(rng) for _ in range(SCALE_DOMAINS)]
+            thetas = torch.cat([self._theta(self._observe([weather], SCALE_WINDOW, rng)) for weather in weathers])
+            largest = (thetas - self.learner.source.theta).norm(dim=1).max()
+        self.rule.radius = float(RADIUS_MARGIN * largest)
 
     def backward(self, rng: np.random.Generator) -> float:
         """Leave the gradient of one update in the rule's parameters; returns the mean cross-entropy."""
