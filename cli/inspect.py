@@ -85,6 +85,7 @@ def _print(manifest: Manifest, facts: dict[str, Any]) -> None:
             + (f", from {rule['origin']}" if rule["origin"] else ""),
             "objective": f"{objective['entropy_weight']} entropy + {objective['discrepancy_weight']} discrepancy",
             "statistics": f"{statistics['images']} images of {statistics['source']}",
+            "site": _site(manifest),
             "features": f"{backbone['features']} from {', '.join(tap['name'] for tap in facts['taps'])}",
             "adaptable": f"{norms['scalars']} scalars in {norms['parameters']} parameters",
             "state": f"{', '.join(spec['name'] for spec in state['tensors'])} ({state['size_bytes'] / MIB:.2f} MiB)",
@@ -98,3 +99,13 @@ def _print(manifest: Manifest, facts: dict[str, Any]) -> None:
         [(name, str(member["size"]), member["sha256"]) for name, member in facts["members"].items()],
     )
     print_parity(manifest.parity)
+
+
+def _site(manifest: Manifest) -> str:
+    site = manifest.site
+    if site is None:
+        return "none: not calibrated"
+    return (
+        f"{site.source}, {site.frames} pictures, verdict '{site.verdict}', {site.clean_changed:.1%} changed on clean, "
+        f"made from {site.parent[:16]}"
+    )

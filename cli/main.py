@@ -19,6 +19,7 @@ from typing import Annotated
 import typer
 
 import mgg_edge
+from mgg_edge.cli.calibrate import calibrate
 from mgg_edge.cli.demo import demo
 from mgg_edge.cli.doctor import doctor
 from mgg_edge.cli.eval import eval as eval_command
@@ -76,6 +77,7 @@ for _command, _examples in (
         "mgg-edge eval --bundle model.mgg --data glyphs.safetensors --methods none,tent,mgg --out results",
     ),
     (run, "mgg-edge run --bundle model.mgg --source video.mp4 --json | head -3"),
+    (calibrate, "mgg-edge calibrate --bundle model.mgg --source clean.mp4 --out site.mgg"),
     (replay, "mgg-edge replay run.mggrun --bundle model.mgg --source video.mp4"),
     (inspect, "mgg-edge inspect model.mgg --json | jq .backbone"),
     (doctor, "mgg-edge doctor --bundle model.mgg"),

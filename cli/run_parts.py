@@ -20,6 +20,7 @@ from mgg_edge.runtime.http_view import CameraView
 from mgg_edge.runtime.pipeline import Policy, Reader
 from mgg_edge.runtime.session_lanes import Lane
 from mgg_edge.runtime.sinks import AnnotatedVideo, CsvLines, JsonLines, Sink
+from mgg_edge.runtime.site import site_note
 from mgg_edge.runtime.source import FrameSource
 from mgg_edge.runtime.source_live import LiveOptions
 from mgg_edge.runtime.source_open import open_source, split_name, suggest_name
@@ -107,6 +108,8 @@ def adapters_for(
     repeated.
     """
     bundle = Bundle.load(path)
+    if note := site_note(bundle.manifest, adapt):
+        _logger.info("%s", note)
     adapters = {}
     for name, source in cameras.items():
         engine = open_engine(bundle, threads=threads, with_adapt=adapt != "off")

@@ -188,6 +188,7 @@ def _manifest(step: AdaptStep, labels: Sequence[str], origins: Origins, infer_ba
         adapt_batch=adapt_batch,
         opset=OPSET,
         parity=None,
+        site=None,
         members={},
     )
 

@@ -15,6 +15,7 @@ from mgg_edge.state import TensorSpec
 
 __all__ = [
     "SCHEMA_VERSION",
+    "VERDICTS",
     "BackboneInfo",
     "Manifest",
     "MemberInfo",
@@ -23,6 +24,8 @@ __all__ = [
     "ParityRow",
     "PreprocessInfo",
     "RuleInfo",
+    "SiteInfo",
+    "SiteRow",
     "StatisticsInfo",
     "TapInfo",
 ]
@@ -45,6 +48,8 @@ RESERVED_NAMES = (
 _STATE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*", re.ASCII)
 MAX_EDGE_PIXELS = 4096
 MAX_BATCH = 1024
+MAX_CANARIES = 256
+VERDICTS = ("adapt", "burst only", "do not adapt")
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,45 @@ class StatisticsInfo:
 
 
 @dataclass(frozen=True)
+class SiteRow:
+    """One kind of simulated weather on the site's own pictures, the frozen model's clean predictions taken as truth.
+
+    Attributes:
+        kind: of corruption, with its severity.
+        frozen, adapted: shares of predictions that agree with the clean ones.
+    """
+
+    kind: str
+    frozen: float
+    adapted: float
+
+
+@dataclass(frozen=True)
+class SiteInfo:
+    """What `mgg-edge calibrate` found at the place a camera looks at; its statistics have replaced the bundle's.
+
+    Attributes:
+        parent: id of the bundle it was made from.
+        source: what the calibration pictures came from.
+        frames: how many there were.
+        canaries: the source model's classes of those that are kept in the self-test.
+        clean_entropy: largest mean entropy, nats, of B calibration pictures in a row under the source model.
+        clean_changed: share of the clean predictions that adapting changed.
+        verdict: `adapt`, `burst only` or `do not adapt`; what a run obeys unless told otherwise.
+        rows: of the report.
+    """
+
+    parent: str
+    source: str
+    frames: int
+    canaries: tuple[int, ...]
+    clean_entropy: float
+    clean_changed: float
+    verdict: str
+    rows: tuple[SiteRow, ...]
+
+
+@dataclass(frozen=True)
 class ParityRow:
     """Distances from the float64 reference after `step` adaptation steps, for one quantity.
 
@@ -196,6 +240,7 @@ class Manifest:
         infer_batch: frames per call of the infer graph.
         adapt_batch: B, frames per call of the adapt graph, at least 2.
         opset: ONNX operator set of the graphs.
+        site: what calibration found, or null for a bundle that knows no site.
         members: every other member of the bundle.
 
     Raises:
@@ -218,6 +263,7 @@ class Manifest:
     adapt_batch: int
     opset: int
     parity: ParityInfo | None
+    site: SiteInfo | None
     members: dict[str, MemberInfo]
 
     def __post_init__(self) -> None:
@@ -249,6 +295,7 @@ class Manifest:
             found = self.state[0] if self.state else "nothing"
             raise ManifestError(f"manifest.state[0]: expected {theta}, found {found}")
         self._check_state()
+        self._check_site()
         for name, member in self.members.items():
             if member.size < 0 or not re.fullmatch(r"[0-9a-f]{64}", member.sha256):
                 raise ManifestError(f"manifest.members.{name}: expected a size and 64 hex digits, found {member}")
@@ -271,6 +318,17 @@ class Manifest:
                 f"manifest.infer_state: expected 'theta' and names of manifest.state in its order, "
                 f"found {list(self.infer_state)}"
             )
+
+    def _check_site(self) -> None:
+        site = self.site
+        if site is None:
+            return
+        if site.verdict not in VERDICTS:
+            raise ManifestError(f"manifest.site.verdict: expected one of {', '.join(VERDICTS)}, found '{site.verdict}'")
+        if not re.fullmatch(r"[0-9a-f]{64}", site.parent):
+            raise ManifestError(f"manifest.site.parent: expected 64 hex digits, found '{site.parent}'")
+        if not (len(site.canaries) <= MAX_CANARIES and site.frames >= 1 and site.clean_entropy >= 0):
+            raise ManifestError(f"manifest.site: expected counts and an entropy of at least 0, found {site}")
 
     @property
     def infer_specs(self) -> tuple[TensorSpec, ...]:

@@ -40,6 +40,7 @@ from mgg_edge.runtime.guard import StepLimits
 from mgg_edge.runtime.prediction import Prediction
 from mgg_edge.runtime.preprocess import check_picture, fit
 from mgg_edge.runtime.schedule import AUTO, SCHEDULES, Schedule, schedule_of
+from mgg_edge.runtime.site import default_schedule
 from mgg_edge.state import AdaptState
 
 __all__ = ["SCHEDULES", "Adapter", "AdapterSettings", "Counters", "Journal", "Prediction"]
@@ -65,9 +66,9 @@ class Adapter(AdapterFacts):
     Args:
         bundle: a verified bundle.
         engine: an engine of that bundle; closed with the adapter.
-        adapt: `auto` takes the schedule that the bundle's rule is made for. `always` and `window` make a step whenever
-            B diverse frames have come together, `burst` makes some and waits until the drift calls for more, `off`
-            never does. Or a `Schedule` of your own.
+        adapt: `auto` takes what calibration found, or the schedule that the bundle's rule is made for. `always` and
+            `window` make a step whenever B diverse frames have come together, `burst` makes some and waits until the
+            drift calls for more, `off` never does. Or a `Schedule` of your own.
         limits: bounds of one step; None takes those of the settings.
         settings: everything else; None takes the defaults.
         background: adapt on a thread of its own instead of between two frames.
@@ -93,8 +94,8 @@ class Adapter(AdapterFacts):
     ) -> None:
         chosen = settings or AdapterSettings()
         self.settings = chosen if limits is None else replace(chosen, limits=limits)
-        rule = bundle.manifest.rule
-        schedule = schedule_of(adapt, self.settings.burst, rule.schedule) if isinstance(adapt, str) else adapt
+        default = default_schedule(bundle.manifest)
+        schedule = schedule_of(adapt, self.settings.burst, default) if isinstance(adapt, str) else adapt
         self.bundle_id, self.schedule_name = bundle.id, schedule.name
         self._bundle, self._engine, self._journal = bundle, engine, journal
         stepper = Stepper(bundle, engine, self.settings)

@@ -161,7 +161,8 @@ class Learner:
         before, watch = self.published, self.watch
         if self._engine_version != before.version:
             return  # replaced since this work began; the frames belong to what was
-        attempt = self._stepper.attempt(before.state, batch, watch.window if watch.ladder.verification_due else None)
+        verify = watch.ladder.verification_due or self._stepper.verifies_all
+        attempt = self._stepper.attempt(before.state, batch, watch.window if verify else None)
         with self.lock:
             if self.published is not before:
                 self._tell("void", batch, attempt)
@@ -225,6 +226,9 @@ class Learner:
         """What the ladder makes of a refused step; a failing engine says nothing about the state."""
         if breach.code is BreachCode.ENGINE:
             return
+        if breach.code is BreachCode.CALM:
+            self._rest()
+            return
         current = self.published.state
         rung: Rung | None
         if breach.code in (BreachCode.CANARY, BreachCode.COLLAPSE):
@@ -243,6 +247,13 @@ class Learner:
         self._tell("rollback", reason=rung.label)
         self._warn(f"rolled back to {rung.label}: {breach.message}")
 
+    def _rest(self) -> None:
+        """Back to the source, where there is nothing to adapt to."""
+        if self.published.adapted:
+            self._publish(self._source, 0)
+            self.watch = replace(self.watch, ladder=self.watch.ladder.rebase(self._source)).jumped()
+            self._tell("rest")
+
     def _publish(self, state: AdaptState, step: int) -> None:
         adapted = state["theta"].tobytes() != self._source["theta"].tobytes()
         self.published = Published(state, step if adapted else 0, adapted, self.published.version + 1)
@@ -252,7 +263,8 @@ class Learner:
             self.last_rejection = breach.message
             counters = self.counters.plus(adapt_rejected=1, rejected=breach.code)
             self.watch = replace(self.watch, counters=counters)
-        self._warn(f"adaptation step refused: {breach.message}")
+        if breach.code is not BreachCode.CALM:  # that is as it should be
+            self._warn(f"adaptation step refused: {breach.message}")
 
     def _warn(self, text: str) -> None:
         """Log once a text, and not without end: a stream has none."""

@@ -6,7 +6,7 @@ It decides nothing and keeps nothing but the canaries; it runs on one thread at 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from mgg_edge.runtime.buffer import Batch
 from mgg_edge.runtime.bundle import Bundle
 from mgg_edge.runtime.engine import Diagnostics, Engine
 from mgg_edge.runtime.guard import Breach, BreachCode, check_logits, check_step, default_limits
-from mgg_edge.runtime.guard_canary import CanarySet, check_canaries
+from mgg_edge.runtime.guard_canary import CanarySet, check_canaries, entropies
 from mgg_edge.runtime.guard_collapse import ClassWindow, check_collapse
 from mgg_edge.runtime.schedule_bank import Snapshot, best_fit
 from mgg_edge.runtime.schedule_drift import SourceStatistics
@@ -27,6 +27,8 @@ from mgg_edge.state import AdaptState
 __all__ = ["Attempt", "Stepper"]
 
 Array = npt.NDArray[np.float32]
+# Under θ of severe weather 94 to 98 % of the reader's clean predictions stay (docs/LOG.md): less means harm.
+SITE_AGREEMENT = 0.8
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,17 @@ class Stepper:
 
     Attributes:
         canaries: frames that candidates are verified on; replaced as a whole.
+        verifies_all: every candidate is verified, as the site has canaries of its own; otherwise some are.
         limits: bounds of one step.
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, settings: AdapterSettings) -> None:
         self._engine, self._settings, self._source = engine, settings, bundle.initial_state
         self._batch = bundle.manifest.infer_batch
+        self._site, self._of_source = bundle.manifest.site, bundle.manifest.rule.schedule == "window"
         self.limits = settings.limits or default_limits(bundle.manifest.rule, bundle.initial_state)
         self.canaries = _first_canaries(bundle, settings)
+        self.verifies_all = self._site is not None
 
     def attempt(self, previous: AdaptState, batch: Batch, window: ClassWindow | None) -> Attempt:
         """One step from `previous`, the engine's committed state; commits nothing and raises nothing.
@@ -77,6 +82,7 @@ class Stepper:
             logits, diagnostics = self._engine.adapt(batch.frames)
             candidate = self._engine.candidate
             breach = check_logits(logits) or check_step(previous, candidate, diagnostics, self.limits, self._source)
+            breach = breach or self._check_calm(batch, logits, previous)
             verified = False
             if breach is None and window is not None:
                 breach, verified = self._verify(candidate, batch, logits, window)
@@ -102,6 +108,18 @@ class Stepper:
         chosen = best_fit(drifts, candidates, self.fit(frames, present, statistics))
         return None if chosen is None else candidates[chosen]
 
+    def _check_calm(self, batch: Batch, logits: Array, previous: AdaptState) -> Breach | None:
+        """At a calibrated site: refuse to adapt to frames the source model is as sure of as of clean ones."""
+        site = self._site
+        if site is None:
+            return None
+        # A step reports the logits of the state it started from; those of a rule without a gradient are the source's.
+        is_source = self._of_source or np.array_equal(previous["theta"], self._source["theta"])
+        found = logits if is_source else self._infer(batch.frames, self._source)
+        if float(entropies(found).mean()) <= site.clean_entropy:
+            return Breach(BreachCode.CALM, "the source model is as sure of these frames as of the site's clean ones")
+        return None
+
     def _verify(
         self, candidate: AdaptState, batch: Batch, logits: Array, window: ClassWindow
     ) -> tuple[Breach | None, bool]:
@@ -125,7 +143,12 @@ class Stepper:
 
 
 def _first_canaries(bundle: Bundle, settings: AdapterSettings) -> CanarySet:
+    """The self-test's frames, as far as the source model is sure of them; a calibrated site brings its own."""
     canaries = CanarySet(settings.canary)
+    if bundle.manifest.site is not None and bundle.manifest.site.canaries:
+        frames = bundle.self_test["canaries"].astype(np.uint8)
+        at_site = replace(settings.canary, capacity=len(frames), min_agreement=SITE_AGREEMENT)
+        return CanarySet(at_site, tuple(frames), bundle.manifest.site.canaries)
     logits = bundle.self_test["adapt.logits"].astype(np.float32)
     frames = bundle.self_test["frames"].astype(np.uint8)
     for frame, row in zip(frames, logits, strict=False):  # more frames than logits where the infer batch is larger

@@ -41,7 +41,8 @@ class Bundle:
         manifest: everything that is not a tensor or a graph.
         weights: constants of all graphs by name, read-only.
         initial_state: the source model's state.
-        self_test: `frames` u8[max(b,B),H,W,3], `infer.logits` f32[b,C], `adapt.logits` f32[B,C], `adapt.theta` f32[N].
+        self_test: `frames` u8[max(b,B),H,W,3], `infer.logits` f32[b,C], `adapt.logits` f32[B,C], `adapt.theta` f32[N];
+            of a calibrated bundle also `canaries` u8[n,H,W,3].
         graphs: encoded ONNX models without weights, by member name such as `infer.onnxruntime.onnx`.
         references: per graph, the names of the weights it reads, sorted.
     """
@@ -115,7 +116,10 @@ def _self_test_specs(manifest: Manifest) -> tuple[TensorSpec, ...]:
     (frames, *_), (adapt_logits, *_) = graph_contract(manifest, "adapt")
     _, (infer_logits, *_) = graph_contract(manifest, "infer")
     images = max(manifest.infer_batch, manifest.adapt_batch)
+    canaries = len(manifest.site.canaries) if manifest.site is not None else 0
+    own = (TensorSpec("canaries", "uint8", (canaries, *frames.shape[1:])),) if canaries else ()
     return (
+        *own,
         replace(frames, shape=(images, *frames.shape[1:])),
         TensorSpec("infer.logits", "float32", infer_logits.shape),
         TensorSpec("adapt.logits", "float32", adapt_logits.shape),

@@ -46,6 +46,7 @@ class BreachCode(enum.StrEnum):
     DRIFT = "drift"
     CANARY = "canary"
     COLLAPSE = "collapse"
+    CALM = "calm"
     ENGINE = "engine"
 
 

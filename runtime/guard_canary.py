@@ -19,7 +19,7 @@ import numpy.typing as npt
 from mgg_edge.errors import UsageError
 from mgg_edge.runtime.guard import Breach, BreachCode
 
-__all__ = ["CanarySet", "CanarySettings", "check_canaries", "probabilities"]
+__all__ = ["CanarySet", "CanarySettings", "check_canaries", "entropies", "probabilities"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,12 @@ def check_canaries(canaries: CanarySet, logits: npt.NDArray[np.float32]) -> Brea
     if not (kept >= settings.min_agreement * count):
         return Breach(BreachCode.CANARY, f"only {kept} of {count} canaries keep their class")
     return None
+
+
+def entropies(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Entropy f64[n] of the predictions of logits f32[n,C], nats; NaN where a row is not finite."""
+    found = probabilities(logits)
+    return np.asarray(-(found * np.log(np.maximum(found, np.finfo(np.float64).tiny))).sum(1))
 
 
 def probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

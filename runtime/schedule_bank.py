@@ -5,12 +5,12 @@ schedule wakes, every snapshot and the source model are tried on the same new ba
 
     d_k = drift of the batch's mean features under θ_k,    d = drift under the present θ
 
-The best one is restored, and nothing needs to be learned, if it fits clearly better than the present θ, d_k ≤ 0.8 d, and
-as well as when it was made, d_k ≤ 1.2 fit_k. Otherwise learning begins anew at the source model, θ and rule state
+The best one is restored, and nothing needs to be learned, if it fits clearly better than the present θ, d_k ≤ 0.8 d,
+and as well as when it was made, d_k ≤ 1.2 fit_k. Otherwise learning begins anew at the source model, θ and rule state
 together: what was learned in another weather is a bad start (docs/LOG.md), and domains that follow each other do not
 carry θ ever further away. The source model has no fit of its own; it must come as close as the best snapshot did.
-Comparing on the same frames takes out what they happen to show, which drift on different frames
-cannot. A trial costs B inferences a snapshot.
+Comparing on the same frames takes out what they happen to show, which drift on different frames cannot. A trial costs
+B inferences a snapshot.
 """
 
 from __future__ import annotations

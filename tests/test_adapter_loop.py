@@ -478,9 +478,7 @@ class TestBurst:
         assert self.show(adapter, 2, 600) == 0
         assert adapter.counters.restores == 2
         reasons = [event.reason for event in notes.events if event.kind == "restore"]
-        assert reasons == ["source", "fits", "fits"], (
-            "domain 2 is learned from the source, not from domain 1"
-        )
+        assert reasons == ["source", "fits", "fits"], "domain 2 is learned from the source, not from domain 1"
 
     def test_a_domain_that_stays_costs_nothing_more(self, loaded_toy: Bundle):
         adapter = self.adapter(loaded_toy)

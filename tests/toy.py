@@ -229,6 +229,7 @@ def manifest() -> Manifest:
         infer_batch=1,
         adapt_batch=BATCH,
         opset=OPSET,
+        site=None,
         parity=None,
         members={},
     )

@@ -1,0 +1,49 @@
+"""`mgg-edge calibrate`: a bundle for the place a camera looks at."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["calibrate"]
+
+
+def calibrate(
+    bundle: Annotated[Path, typer.Option(help="Bundle (.mgg) to start from.")],
+    source: Annotated[str, typer.Option(help="Clean pictures of the site: anything `run --source` takes.")],
+    out: Annotated[Path, typer.Option(help="Bundle for the site to write.")],
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the engine; all cores by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure what a site looks like when all is well, and what adapting is worth there.
+
+    A few minutes of clean footage, no labels. Weights and graphs stay as they are; the new bundle has its own id, the
+    site's statistics, canary frames and a verdict, which `run` obeys unless --adapt says otherwise.
+    """
+    from mgg_edge.cli.display import Stages, log_to_terminal, print_facts, print_table
+    from mgg_edge.runtime.calibration import calibrate as calibrate_bundle
+    from mgg_edge.runtime.source_open import open_source
+
+    console = log_to_terminal()
+    with open_source(source) as opened, Stages(console) as stages:
+        site = calibrate_bundle(bundle, opened, out, threads=threads, progress=stages)
+    if as_json:
+        sys.stdout.write(json.dumps({"out": str(out), **dataclasses.asdict(site)}) + "\n")
+        return
+    rows = [(row.kind, f"{row.frozen:.1%}", f"{row.adapted:.1%}") for row in site.rows]
+    count = len(site.rows)
+    means = [sum(getattr(row, name) for row in site.rows) / count for name in ("frozen", "adapted")]
+    print_table(("agreement with clean", "frozen", "adapted"), [*rows, ("mean", *(f"{mean:.1%}" for mean in means))])
+    print_facts(
+        {
+            "clean pictures": f"{site.frames} of {site.source}",
+            "changed on clean": f"{site.clean_changed:.1%}",
+            "verdict": site.verdict,
+            "written": str(out),
+        }
+    )
