@@ -116,7 +116,8 @@ def test_json_lines_are_all_there_is_on_standard_output(call: Call, toy_bundle: 
     assert list(last) == ["summary"]
     assert last["summary"]["frames_read"] == last["summary"]["frames_inferred"] == 12
     assert last["summary"]["adapt_steps"] == 3
-    assert not done.err
+    (note,) = done.err.splitlines()
+    assert "knows no site" in note
 
 
 def test_off_and_limit(call: Call, toy_bundle: Path, clip: Path) -> None:
@@ -339,7 +340,8 @@ def test_mistakes_with_cameras(call: Call, toy_bundle: Path, words: str, said: s
 def test_a_log_for_programs_is_json_on_standard_error(call: Call, toy_bundle: Path) -> None:
     source = "synthetic:frames=12,faults=shape,every=5"
     done = call("run", "--bundle", toy_bundle, "--source", source, "--json", "--log-format", "json")
-    line, _ = map(json.loads, done.err.splitlines())
+    note, line, _ = map(json.loads, done.err.splitlines())
+    assert "knows no site" in note["message"]
     assert list(line) == ["time", "level", "logger", "message"]
     assert line["level"] == "warning"
     assert "frame 5 dropped" in line["message"]
