@@ -38,7 +38,7 @@ from mgg_edge.scenes.sources import GlyphSource
 SEEDS = (0, 1, 2)
 FRESH, PART = 300, 60
 UPDATES = (1, 5, 10, 25)
-BATCHES = (4, 8, 16, 64)
+BATCHES = {0: (4, 8, 16, 64), 1: (16,), 2: (16,)}  # of each seed: batches other than 16 cost more than they tell
 WINDOWS = (4, 8, 16, 32, 64, 128)
 SEVERITY = 5
 RATES = {"sgd": (3e-3, 1e-2, 3e-2), "adam": (3e-3, 1e-2, 2e-2, 4e-2)}
@@ -48,13 +48,13 @@ class Kinds:
     """Pictures of the 15 kinds side by side: an episode a kind."""
 
     def __init__(self, source: GlyphSource, seed: int) -> None:
-        self._source, self._seed = source, seed
+        self._source, self.seed = source, seed
 
     def draw(self, count: int, number: int) -> tuple[Tensor, Tensor]:
         """Frames u8[15, count, H, W, 3] and labels i64[15, count]; the same for the same number."""
         frames, labels = [], []
         for index, kind in enumerate(BENCHMARK_KINDS):
-            rng = np.random.default_rng([self._seed, number, index])
+            rng = np.random.default_rng([self.seed, number, index])
             chosen = rng.choice(self._source.available, count)
             frames.append(torch.from_numpy(corrupt(self._source.draw(chosen, rng), kind, SEVERITY, rng)))
             labels.append(torch.from_numpy(chosen))
@@ -62,7 +62,7 @@ class Kinds:
 
     def clean(self, count: int, number: int) -> tuple[Tensor, Tensor]:
         """Clean pictures, as one episode."""
-        rng = np.random.default_rng([self._seed, number, 99])
+        rng = np.random.default_rng([self.seed, number, 99])
         chosen = rng.choice(self._source.available, count)
         return torch.from_numpy(self._source.draw(chosen, rng))[None], torch.from_numpy(chosen)[None]
 
@@ -115,7 +115,7 @@ def measure_gradient_rule(
     """Accuracy after updates, by batch; and what is lost on clean pictures."""
     fresh, clean = kinds.draw(FRESH, 0), kinds.clean(1000, 0)
     result: dict[str, Any] = {"kinds": {}, "clean": {}}
-    for batch in BATCHES:
+    for batch in BATCHES[kinds.seed]:
         thetas = adapt(rule, rate, learner, lambda n, b=batch: kinds.draw(b, 1000 * b + n)[0], 15, UPDATES)
         result["kinds"][batch] = {count: accuracy(learner, theta, fresh) for count, theta in thetas.items()}
     thetas = adapt(rule, rate, learner, lambda n: kinds.clean(16, n)[0], 1, (10, 50))
