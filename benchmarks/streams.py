@@ -2,8 +2,8 @@
 
     scripts/bench streams                    about a quarter of an hour on two cores; finished parts are kept
 
-Each rule is exported and run by the device half (ONNX Runtime, batch 8) with its default schedule; online accuracy, each
-frame read once, as it comes, in pictures of unseen type families.
+Each rule is exported and run by the device half (ONNX Runtime, batch 8) with its default schedule; online accuracy,
+each frame read once, as it comes, in pictures of unseen type families.
 
     clean       1,500 frames without weather
     sorted      2,304 clean frames, one class for 128 frames
@@ -48,6 +48,7 @@ class Few(GlyphSource):
 
     @property
     def available(self) -> np.ndarray:
+        """C, O and 4."""
         return np.array([2, 14, 30])
 
 

@@ -95,8 +95,8 @@ def test_only_packages_of_the_main_archive_are_taken(tmp_path):
         (tree / "DEBIAN").mkdir(parents=True)
         (tree / "usr/share/doc/fonts-x").mkdir(parents=True)
         (tree / "usr/share/doc/fonts-x/copyright").write_text("Files: *\nLicense: OFL-1.1\n text\nLicense: OFL-1.1\n")
-        control = f"Package: fonts-x\nVersion: 1-2\nSection: {section}\nArchitecture: all\nMaintainer: x\nDescription: x\n"
-        (tree / "DEBIAN/control").write_text(control)
+        fields = ("Package: fonts-x", "Version: 1-2", f"Section: {section}", "Architecture: all", "Maintainer: x")
+        (tree / "DEBIAN/control").write_text("\n".join((*fields, "Description: x", "")))
         archive = tmp_path / f"{tree.name}.deb"
         subprocess.run(["dpkg-deb", "--build", str(tree), str(archive)], check=True, capture_output=True)
         if section == "fonts":
