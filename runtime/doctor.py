@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from mgg_edge.runtime.bundle import Bundle
 from mgg_edge.runtime.engine import Engine
+from mgg_edge.runtime.onnxruntime_import import import_onnxruntime
 
 __all__ = [
     "LOGITS_LIMIT",
@@ -136,7 +137,7 @@ def package_versions(lookup: Callable[[str], str] = importlib.metadata.version) 
 def engine_providers() -> tuple[tuple[str, ...], str | None]:
     """ONNX Runtime's execution providers, and what is wrong if there are none."""
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except ImportError as error:  # also a wheel whose shared libraries do not fit this machine
         return (), f"onnxruntime cannot be imported ({error}): {ENGINE_INSTALL}"
     return tuple(onnxruntime.get_available_providers()), None

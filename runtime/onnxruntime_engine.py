@@ -32,6 +32,7 @@ from mgg_edge.errors import EngineError, MissingDependencyError, StateError, Usa
 from mgg_edge.runtime.bundle import DIAGNOSTICS, Bundle, graph_contract
 from mgg_edge.runtime.engine import Diagnostics, check_frames, check_state
 from mgg_edge.runtime.graphs import declare_weights
+from mgg_edge.runtime.onnxruntime_import import import_onnxruntime
 from mgg_edge.state import AdaptState, TensorSpec
 
 __all__ = ["OnnxRuntimeEngine"]
@@ -240,12 +241,11 @@ def _empty(specs: tuple[TensorSpec, ...] | list[TensorSpec]) -> Arrays:
 
 def _import_onnxruntime() -> Any:
     try:
-        import onnxruntime
+        return import_onnxruntime()
     except ImportError as error:
         raise MissingDependencyError(
             f"engine 'cpu': the package onnxruntime is missing ({error}); install it with: pip install 'mgg-edge[cpu]'"
         ) from error
-    return onnxruntime
 
 
 @contextmanager
