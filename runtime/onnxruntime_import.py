@@ -1,8 +1,8 @@
 """The one place that imports ONNX Runtime, and keeps it from calling home.
 
 Its wheels send usage data by default: they write an identity below the home directory and look up a host of their
-vendor. A camera must not. The library reads the switch when it is loaded, so it is set before; an application that has set it
-keeps its choice.
+vendor. A camera must not. The library reads the switch when it is loaded, so it is set before; an application that has
+set it keeps its choice.
 """
 
 from __future__ import annotations
