@@ -23,6 +23,7 @@ from mgg_edge.errors import MissingDependencyError, SourceError
 from mgg_edge.runtime.source import DEFAULT_RATE
 from mgg_edge.runtime.source_address import redact
 from mgg_edge.runtime.source_picture import MAX_PIXELS, PictureConverter, usable_rate
+from mgg_edge.runtime.source_track import choose_track
 
 __all__ = ["DecodedPicture", "Reader", "open_reader"]
 
@@ -74,9 +75,7 @@ def _open_ffmpeg(request: Mapping[str, Any]) -> Reader:
         raise SourceError(f"cannot open: {_reason(error)}") from error
     if REFUSED_FORMATS.intersection(container.format.name.split(",")):
         raise SourceError("expected a video stream, found text or a list of files")
-    if not container.streams.video:
-        raise SourceError("expected a video stream, found none")
-    stream = container.streams.video[0]
+    stream = choose_track("stream", container)
     if not hasattr(stream, "width"):
         raise SourceError("no decoder for this video")
     if not 0 <= stream.width * stream.height <= MAX_PIXELS:

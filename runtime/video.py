@@ -22,6 +22,7 @@ from av.error import FFmpegError
 from mgg_edge.errors import SourceError, UsageError
 from mgg_edge.runtime.source import DEFAULT_RATE, ClosingSource, Frame
 from mgg_edge.runtime.source_picture import MAX_PIXELS, PictureConverter, usable_rate
+from mgg_edge.runtime.source_track import choose_track
 
 __all__ = ["DEFAULT_RATE", "Frame", "VideoSource"]
 
@@ -116,10 +117,7 @@ def _open(path: Path) -> av.container.InputContainer:
 
 
 def _video_stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:
-    if not container.streams.video:
-        found = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-        raise SourceError(f"{path}: expected a video stream, found only {found}")
-    stream = container.streams.video[0]
+    stream = choose_track(str(path), container)
     if not hasattr(stream, "width"):  # PyAV gives such a stream no codec context, whatever its types say
         raise SourceError(f"{path}: no decoder for this video; convert it to H.264 or another common format")
     if not 0 < stream.width * stream.height <= MAX_PIXELS:

@@ -7,13 +7,17 @@ import socket
 import time
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from mgg_edge.errors import MggEdgeError, SourceError, UsageError
 from mgg_edge.runtime import video
+from mgg_edge.runtime.source_picture import oriented
+from mgg_edge.runtime.source_track import choose_track
 from mgg_edge.runtime.video import DEFAULT_RATE, VideoSource
 from videos import (
     pictures,
@@ -266,3 +270,92 @@ def test_damage_anywhere_is_an_error_of_ours_or_none(tmp_path: Path, suffix: str
         start_s = time.monotonic()
         read(path)  # raises anything but an MggEdgeError
         assert time.monotonic() - start_s < 2
+
+
+SIGNS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
+
+
+@pytest.mark.parametrize("matrix", [(a, 0, 0, d) for a, d in SIGNS] + [(0, b, c, 0) for b, c in SIGNS])
+def test_the_eight_orientations_are_the_display_matrix_s(matrix: tuple[int, int, int, int]) -> None:
+    a, b, c, d = matrix
+    image = np.random.default_rng(0).integers(0, 256, (3, 5, 3), np.uint8)
+    turned = oriented(image, np.array([[a, b], [c, d]], np.int8))
+    assert turned is not None
+    height, width = turned.shape[:2]
+    for y in range(3):
+        for x in range(5):
+            from_middle = (2 * x - 4, 2 * y - 2)  # in half pixels
+            across = (a * from_middle[0] + c * from_middle[1] + width - 1) // 2
+            down = (b * from_middle[0] + d * from_middle[1] + height - 1) // 2
+            np.testing.assert_array_equal(turned[down, across], image[y, x])
+
+
+def test_other_matrices_are_no_orientation() -> None:
+    image = np.zeros((2, 2, 3), np.uint8)
+    for matrix in ([[9, 0], [0, 1]], [[1, 1], [0, 1]], [[0, 0], [0, 0]]):
+        assert oriented(image, np.array(matrix, np.int8)) is None
+
+
+def write_tracks(path: Path, *tracks: tuple[int, int, Disposition]) -> Path:
+    """A file of several video tracks: pictures, grey level, disposition of each."""
+    with av.open(str(path), "w") as container:
+        streams = []
+        for _, _, disposition in tracks:
+            stream = container.add_stream("mjpeg", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 32, 16, "yuvj420p"
+            stream.disposition = disposition
+            streams.append(stream)
+        for stream, (count, level, _) in zip(streams, tracks, strict=True):
+            for index in range(count):
+                frame = av.VideoFrame.from_ndarray(np.full((16, 32, 3), level, np.uint8), format="rgb24")
+                frame.pts, frame.time_base = index, Fraction(1, 25)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    return path
+
+
+def container_of(*kinds: str) -> SimpleNamespace:
+    """What a container says of its tracks; the first video is called the best. Muxers put covers last, files do not."""
+    dispositions = {"cover": Disposition.attached_pic, "video": Disposition(0), "audio": Disposition(0)}
+    tracks = [
+        SimpleNamespace(index=index, type="audio" if kind == "audio" else "video", width=8, height=8,
+                        disposition=dispositions[kind])
+        for index, kind in enumerate(kinds)
+    ]  # fmt: skip
+    videos = [track for track in tracks if track.type == "video"]
+
+    class Streams(list):
+        video = videos
+
+        def best(self, _kind: str) -> SimpleNamespace | None:
+            return videos[0] if videos else None
+
+    return SimpleNamespace(streams=Streams(tracks))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "index"), [(("cover", "video"), 1), (("video", "cover"), 0), (("video", "audio"), 0)]
+)
+def test_a_cover_is_never_the_video(kinds: tuple[str, ...], index: int) -> None:
+    assert choose_track("x", container_of(*kinds)).index == index
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        (("audio", "cover"), "no video, only audio with a cover"),
+        (("audio",), "expected a video stream, found only audio"),
+        ((), "expected a video stream, found only nothing"),
+    ],
+)
+def test_what_is_no_video_is_named(kinds: tuple[str, ...], message: str) -> None:
+    with pytest.raises(SourceError, match=f"x: {message}"):
+        choose_track("x", container_of(*kinds))
+
+
+def test_of_several_tracks_the_default_one_is_read_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plain, default = Disposition(0), Disposition.default
+    with caplog.at_level("INFO", logger="mgg_edge"):
+        frames, _ = read(write_tracks(tmp_path / "x.mkv", (5, 20, plain), (5, 200, default)))
+    assert abs(int(frames[0].image.mean()) - 200) < 4
+    assert "2 video tracks (#0 32x16, #1 32x16): reading #1" in caplog.text
