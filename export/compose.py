@@ -166,7 +166,7 @@ def _labels(request: ExportRequest, classes: int) -> tuple[str, ...]:
     if request.labels is None:
         return _default_labels(classes)
     try:
-        lines = request.labels.read_text(encoding="utf-8").splitlines()
+        lines = request.labels.read_text(encoding="utf-8-sig").splitlines()  # a byte-order mark is no part of a name
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{request.labels}: cannot read the class names: {error}") from error
     names = tuple(line.strip() for line in lines if line.strip())

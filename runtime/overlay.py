@@ -12,6 +12,7 @@ Sizes follow the picture's; a very small picture is enlarged by a whole factor s
 
 from __future__ import annotations
 
+import bisect
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -158,12 +159,13 @@ def _draw_chart(part: Image.Image, at: tuple[int, int], size: tuple[int, int], v
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
-    text = " ".join(text.split())  # a line break in a label would spoil the layout
-    if font.getlength(text) <= room:
+    # A line break in a label would spoil the layout; a letter is at least a pixel wide, so that no more can fit.
+    whole = " ".join(text[: 8 * int(room) + 8].split())
+    text = whole[: int(room) + 1]
+    if text == whole and font.getlength(text) <= room:
         return text
-    while text and font.getlength(text + "…") > room:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    fitting = bisect.bisect_right(range(len(text)), room, key=lambda count: font.getlength(text[: count + 1] + "…"))
+    return text[:fitting].rstrip() + "…"
 
 
 @lru_cache(maxsize=4)

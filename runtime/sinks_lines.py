@@ -21,12 +21,12 @@ from mgg_edge.runtime.source import Frame
 
 __all__ = ["COLUMNS", "CsvLines", "JsonLines"]
 
-COLUMNS = ("frame", "time_s", "label", "probability", "entropy", "step", "adapted")
+COLUMNS = ("frame", "time_s", "label", "index", "probability", "entropy", "step", "adapted")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a label that starts so would be computed by a spreadsheet
 
 
 class JsonLines:
-    """One JSON object a line: `frame, time_s, label, probability, entropy, step, adapted`; `source` first if several.
+    """One JSON object a line: `frame, time_s, label, index, probability, entropy, step, adapted`; `source` first if several.
 
     Args:
         stream: text stream; each line is flushed, so that a reader sees it at once.
@@ -137,6 +137,7 @@ def _values(frame: Frame, prediction: Prediction) -> dict[str, Any]:
         frame.index,
         round(frame.time_s, 6),
         prediction.label,
+        prediction.index,
         _finite(prediction.probability),
         _finite(prediction.entropy),
         prediction.step,

@@ -22,7 +22,7 @@ from mgg_edge.runtime import Adapter
 from streams import HttpStream, free_port
 from videos import pictures, read_pictures, write_video
 
-FRAME_FIELDS = ["frame", "time_s", "label", "probability", "entropy", "step", "adapted"]
+FRAME_FIELDS = ["frame", "time_s", "label", "index", "probability", "entropy", "step", "adapted"]
 PROGRAM = "from mgg_edge.cli.main import main; main()"
 WITHOUT_TORCH = "import sys; sys.modules.update(dict.fromkeys(('torch', 'torchvision', 'timm', 'onnx')));"
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file  # noqa: E402
 from mgg_edge.cli.main import main  # noqa: E402
 from mgg_edge.learn import MGG  # noqa: E402
 from mgg_edge.learn.images import synthetic_frames  # noqa: E402
+from mgg_edge.runtime import Bundle  # noqa: E402
 from videos import sample_video  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -168,3 +169,13 @@ def test_vision_transformer_adapts_on_a_real_video(tmp_path, capsys):
     assert frames[-1]["step"] in (summary["adapt_steps"], summary["adapt_steps"] - 1)
     with av.open(str(saved)) as container:
         assert sum(1 for _ in container.decode(video=0)) == 250
+
+
+def test_a_byte_order_mark_is_no_part_of_a_class_name(tmp_path, capsys):
+    names = tmp_path / "names.txt"
+    names.write_bytes(b"\xef\xbb\xbf" + "\n".join(f"name {index}" for index in range(7)).encode())
+    out = tmp_path / "x.mgg"
+    small = ["--weights", "random", "--classes", "7", "--labels", names, "--out", out]
+    code, _, stderr = mgg_edge(capsys, "export", *SMALL, *small)
+    assert code == 0, stderr
+    assert Bundle.load(out).manifest.labels[0] == "name 0"

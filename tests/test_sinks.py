@@ -50,6 +50,7 @@ def test_one_object_a_line_with_the_agreed_fields() -> None:
         "frame": 3,
         "time_s": 0.12,
         "label": "tram\nline",
+        "index": 0,
         "probability": 0.75,
         "entropy": 0.5,
         "step": 2,
@@ -97,7 +98,7 @@ def test_several_sources_share_a_stream_and_say_which_they_are() -> None:
     lines.summary({})
     found = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [line.get("source") for line in found] == ["door", "gate", None]
-    assert list(found[0]) == ["source", "frame", "time_s", "label", "probability", "entropy", "step", "adapted"]
+    assert list(found[0]) == ["source", "frame", "time_s", "label", "index", "probability", "entropy", "step", "adapted"]
 
 
 def test_lines_of_several_threads_never_mix() -> None:
@@ -137,8 +138,8 @@ def test_a_table_has_a_header_and_a_row_a_frame(tmp_path: Path) -> None:
     sink.close()
     assert list(csv.reader(io.StringIO((tmp_path / "out.csv").read_text()))) == rows_so_far
     header, first, second = rows_so_far
-    assert header == ["source", "frame", "time_s", "label", "probability", "entropy", "step", "adapted"]
-    assert first == ["door", "0", "0.0", 'a, "b" c', "0.75", "", "0", "False"]
+    assert header == ["source", "frame", "time_s", "label", "index", "probability", "entropy", "step", "adapted"]
+    assert first == ["door", "0", "0.0", 'a, "b" c', "0", "0.75", "", "0", "False"]
     assert second[3] == "'=cmd()"  # no formula for a spreadsheet
     with pytest.raises(SinkError, match="given up"):
         sink.write(Frame(2, 0.08, pictures(1)[0]), prediction())
@@ -363,3 +364,32 @@ def test_any_size_can_be_drawn() -> None:
         drawn = band(overlay, label="a rather long label", step=12345)
         assert drawn.shape == (overlay.size[1], overlay.size[0], 3)
         assert drawn.size <= 3 * max(2048 * 2048, 4 * width * height)
+
+
+@pytest.mark.parametrize("label", ["W" * 10_000, "i" * 10_000, "a b" * 100_000, "短" * 10_000])
+def test_a_label_without_end_costs_no_more_than_what_is_seen_of_it(label):
+    """Counted, not timed: how much text is measured for one caption."""
+    from mgg_edge.runtime import overlay
+
+    measured = []
+
+    class Font:
+        def getlength(self, text):
+            measured.append(len(text))
+            return 7.0 * len(text)
+
+    shown = overlay._shorten(label, Font(), 300.0)
+    assert shown.endswith("…")
+    assert 7.0 * len(shown) <= 300
+    assert len(shown) >= 40
+    assert sum(measured) < 4_000
+
+
+def test_a_label_that_fits_is_left_alone():
+    from mgg_edge.runtime import overlay
+
+    class Font:
+        def getlength(self, text):
+            return 7.0 * len(text)
+
+    assert overlay._shorten("crane \n bird", Font(), 300.0) == "crane bird"
