@@ -26,7 +26,9 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a label that starts so would be c
 
 
 class JsonLines:
-    """One JSON object a line: `frame, time_s, label, index, probability, entropy, step, adapted`; `source` first if several.
+    """One JSON object a line: `frame, time_s, label, index, probability, entropy, step, adapted`.
+
+    Of several sources each line begins with `source`.
 
     Args:
         stream: text stream; each line is flushed, so that a reader sees it at once.

@@ -98,7 +98,8 @@ def test_several_sources_share_a_stream_and_say_which_they_are() -> None:
     lines.summary({})
     found = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [line.get("source") for line in found] == ["door", "gate", None]
-    assert list(found[0]) == ["source", "frame", "time_s", "label", "index", "probability", "entropy", "step", "adapted"]
+    expected = ["source", "frame", "time_s", "label", "index", "probability", "entropy", "step", "adapted"]
+    assert list(found[0]) == expected
 
 
 def test_lines_of_several_threads_never_mix() -> None:
