@@ -26,7 +26,7 @@ from mgg_edge.learn.rules.base import Evidence, Proposal, SourceNumbers, UpdateR
 
 __all__ = ["Forward", "ForwardState", "WindowStatistics"]
 
-RANK = 32
+RANK = 64
 WINDOW_BATCHES = 8
 SCALE_KNOTS = (4, 8, 16, 32, 64, 128)
 UNTRAINED_SCALE = 1e-3

@@ -28,7 +28,7 @@ from mgg_edge.scenes.sources import ImageSource
 __all__ = ["DEFAULT_UPDATES", "RuleRecipe", "RuleTraining", "report", "source_statistics"]
 
 # At most a quarter of an hour each for the default backbone on two cores.
-DEFAULT_UPDATES = {"mgg": 200, "mgg+": 400, "adam+": 400, "forward": 1500}
+DEFAULT_UPDATES = {"mgg": 200, "mgg+": 400, "adam+": 400, "forward": 3000}
 HELD_OUT_WEATHERS = 24
 HELD_OUT_SEED = 77
 SCORE_SEED = 99
