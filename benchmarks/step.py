@@ -24,7 +24,7 @@ from mgg_edge.export import ExportRequest, compose, export_bundle
 from mgg_edge.learn import AdaptStep
 from mgg_edge.learn.images import synthetic_frames
 from mgg_edge.runtime import Bundle
-from mgg_edge.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from mgg_edge.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 
 MAX_UPDATE_DISTANCE = 1e-3  # relative L2, both float32
 

@@ -26,8 +26,8 @@ def calibrate(
     site's statistics, canary frames and a verdict, which `run` obeys unless --adapt says otherwise.
     """
     from mgg_edge.cli.display import Stages, log_to_terminal, print_facts, print_table
-    from mgg_edge.runtime.calibration import calibrate as calibrate_bundle
-    from mgg_edge.runtime.source_open import open_source
+    from mgg_edge.runtime.adaptation.calibration import calibrate as calibrate_bundle
+    from mgg_edge.runtime.sources.source_open import open_source
 
     console = log_to_terminal()
     with open_source(source) as opened, Stages(console) as stages:

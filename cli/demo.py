@@ -24,7 +24,8 @@ def demo(
     The stream is labelled, so that you see who reads right; the readers see no label.
     """
     from mgg_edge.cli.display import DemoDisplay, log_to_terminal, print_facts, print_table
-    from mgg_edge.runtime.demo import ADAPTED, COURSE, READERS, Scores, demo_frames, open_readers
+    from mgg_edge.runtime.demo import ADAPTED, READERS, Scores, open_readers
+    from mgg_edge.runtime.sources.source_demo import COURSE, demo_frames
     from mgg_edge.scenes.glyphs import CHARACTERS
 
     console = log_to_terminal()

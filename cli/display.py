@@ -20,9 +20,10 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from mgg_edge.manifest import ParityInfo
-    from mgg_edge.runtime.adapter import Prediction
-    from mgg_edge.runtime.demo import DemoFrame, Scores
-    from mgg_edge.runtime.video import Frame
+    from mgg_edge.runtime.adaptation.adapter import Prediction
+    from mgg_edge.runtime.demo import Scores
+    from mgg_edge.runtime.sources.source_demo import DemoFrame
+    from mgg_edge.runtime.sources.video import Frame
 
 __all__ = [
     "DemoDisplay",
@@ -68,7 +69,9 @@ class _JsonHandler(logging.Handler):
 
 
 def _shown(record: logging.LogRecord) -> str:
-    from mgg_edge.runtime.source_address import redact  # here: it brings the run time, which `--help` must not wait for
+    from mgg_edge.runtime.sources.source_address import (
+        redact,  # here: it brings the run time, which `--help` must not wait for
+    )
 
     return redact(record.getMessage())
 

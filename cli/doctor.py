@@ -45,9 +45,9 @@ def doctor(
 
 
 def _self_test(path: Path) -> SelfTest:
-    from mgg_edge.runtime.bundle import Bundle
+    from mgg_edge.runtime.bundle.bundle import Bundle
     from mgg_edge.runtime.doctor import self_test
-    from mgg_edge.runtime.engine import open_engine
+    from mgg_edge.runtime.engines.engine import open_engine
 
     bundle = Bundle.load(path)
     engine = open_engine(bundle, "auto")

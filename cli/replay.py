@@ -29,11 +29,11 @@ def replay(
     """Compute a recorded run anew and compare every hash; ends with exit code 4 at the first difference."""
     from mgg_edge.cli.display import Stages, log_to_terminal, print_facts
     from mgg_edge.cli.run import default_bundle
-    from mgg_edge.runtime.bundle import Bundle
-    from mgg_edge.runtime.engine import open_engine
-    from mgg_edge.runtime.record_file import Record
-    from mgg_edge.runtime.record_replay import Replay
-    from mgg_edge.runtime.source_open import open_source
+    from mgg_edge.runtime.bundle.bundle import Bundle
+    from mgg_edge.runtime.engines.engine import open_engine
+    from mgg_edge.runtime.sources.source_open import open_source
+    from mgg_edge.runtime.store.record_file import Record
+    from mgg_edge.runtime.store.record_replay import Replay
 
     console = log_to_terminal()
     recorded = Record.read(record)

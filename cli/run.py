@@ -21,9 +21,9 @@ import typer
 from mgg_edge.errors import UsageError
 
 if TYPE_CHECKING:
+    from mgg_edge.runtime.outputs.sinks import AnnotatedVideo, JsonLines
     from mgg_edge.runtime.pipeline import Policy
     from mgg_edge.runtime.session_summary import Percentiles, Summary
-    from mgg_edge.runtime.sinks import AnnotatedVideo, JsonLines
 
 __all__ = ["AdaptMode", "LogFormat", "default_bundle", "run"]
 
@@ -115,10 +115,10 @@ def run(
     from mgg_edge.cli.display import RunDisplay, log_to_terminal
     from mgg_edge.cli.run_parts import Outputs, adapters_for, lanes_for, open_named, serving
     from mgg_edge.cli.run_state import begin_records, keep_states, open_records
-    from mgg_edge.runtime.adapter import AdapterSettings
+    from mgg_edge.runtime.adaptation.adapter import AdapterSettings
+    from mgg_edge.runtime.outputs.sinks import JsonLines
     from mgg_edge.runtime.session_lanes import run_lanes
-    from mgg_edge.runtime.sinks import JsonLines
-    from mgg_edge.runtime.source_live import LiveOptions
+    from mgg_edge.runtime.sources.source_live import LiveOptions
 
     console = log_to_terminal(as_json=log_format is LogFormat.JSON)
     lines = JsonLines(sys.stdout) if json else None

@@ -11,19 +11,19 @@ from pathlib import Path
 import mgg_edge
 from mgg_edge.cli.display import RunDisplay
 from mgg_edge.errors import UsageError
-from mgg_edge.runtime.adapter import Adapter, AdapterSettings, Journal
-from mgg_edge.runtime.bundle import Bundle
-from mgg_edge.runtime.engine import open_engine
-from mgg_edge.runtime.http_frozen import FrozenModel
-from mgg_edge.runtime.http_server import LiveServer, parse_listen
-from mgg_edge.runtime.http_view import CameraView
+from mgg_edge.runtime.adaptation.adapter import Adapter, AdapterSettings, Journal
+from mgg_edge.runtime.adaptation.site import site_note
+from mgg_edge.runtime.bundle.bundle import Bundle
+from mgg_edge.runtime.engines.engine import open_engine
+from mgg_edge.runtime.outputs.http_frozen import FrozenModel
+from mgg_edge.runtime.outputs.http_server import LiveServer, parse_listen
+from mgg_edge.runtime.outputs.http_view import CameraView
+from mgg_edge.runtime.outputs.sinks import AnnotatedVideo, CsvLines, JsonLines, Sink
 from mgg_edge.runtime.pipeline import Policy, Reader
 from mgg_edge.runtime.session_lanes import Lane
-from mgg_edge.runtime.sinks import AnnotatedVideo, CsvLines, JsonLines, Sink
-from mgg_edge.runtime.site import site_note
-from mgg_edge.runtime.source import FrameSource
-from mgg_edge.runtime.source_live import LiveOptions
-from mgg_edge.runtime.source_open import open_source, split_name, suggest_name
+from mgg_edge.runtime.sources.source import FrameSource
+from mgg_edge.runtime.sources.source_live import LiveOptions
+from mgg_edge.runtime.sources.source_open import open_source, split_name, suggest_name
 
 __all__ = ["Outputs", "Views", "adapters_for", "lanes_for", "open_named", "serving"]
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mgg_edge.errors import UsageError
-from mgg_edge.runtime.adapter import Adapter
-from mgg_edge.runtime.record import RunRecorder
-from mgg_edge.runtime.source import FrameSource
-from mgg_edge.runtime.state_file import StateStore, file_name
-from mgg_edge.runtime.state_file_keeper import StateKeeper
+from mgg_edge.runtime.adaptation.adapter import Adapter
+from mgg_edge.runtime.sources.source import FrameSource
+from mgg_edge.runtime.store.record import RunRecorder
+from mgg_edge.runtime.store.state_file import StateStore, file_name
+from mgg_edge.runtime.store.state_file_keeper import StateKeeper
 
 __all__ = ["begin_records", "keep_states", "open_records"]
 

@@ -11,7 +11,7 @@ import typer
 from mgg_edge.errors import SinkError, UsageError
 
 if TYPE_CHECKING:
-    from mgg_edge.runtime.state_file_format import SavedState
+    from mgg_edge.runtime.store.state_file_format import SavedState
     from mgg_edge.state import AdaptState
 
 __all__ = ["state_app"]
@@ -89,7 +89,7 @@ def diff(
 @state_app.command(epilog="Example: mgg-edge state reset states/ --camera gate")
 def reset(directory: Directory, camera: Camera = None) -> None:
     """Delete the states of one camera, or of all: they begin anew with the source model."""
-    from mgg_edge.runtime.state_file import StateStore
+    from mgg_edge.runtime.store.state_file import StateStore
 
     for name in _cameras(directory, camera):
         store = StateStore(directory, name, "")
@@ -111,7 +111,7 @@ def export(
     """Write θ and what the update rule remembers as a safetensors file, names as in the graphs."""
     import safetensors.numpy
 
-    from mgg_edge.runtime.state_file_system import RealFiles, write_durably
+    from mgg_edge.runtime.store.state_file_system import RealFiles, write_durably
 
     saved = _newest(directory, camera)
     metadata = {"bundle": saved.checkpoint.bundle_id, "camera": camera, "step": str(saved.checkpoint.step)}
@@ -123,7 +123,7 @@ def export(
 
 
 def _cameras(directory: Path, camera: str | None) -> list[str]:
-    from mgg_edge.runtime.state_file import cameras_in
+    from mgg_edge.runtime.store.state_file import cameras_in
 
     if not directory.is_dir():
         raise UsageError(f"{directory}: no such directory; it is made by 'mgg-edge run --state'")
@@ -136,7 +136,7 @@ def _cameras(directory: Path, camera: str | None) -> list[str]:
 
 
 def _newest(directory: Path, camera: str) -> SavedState:
-    from mgg_edge.runtime.state_file import newest_state
+    from mgg_edge.runtime.store.state_file import newest_state
 
     saved = newest_state(directory, _cameras(directory, camera)[0])
     if saved is None:
@@ -162,9 +162,9 @@ def _facts(saved: SavedState) -> dict[str, Any]:
 
 def _read(path: Path) -> tuple[str, AdaptState]:
     """Bundle id and state of a state file or of a bundle's source model."""
-    from mgg_edge.runtime.bundle import Bundle
-    from mgg_edge.runtime.state_file import SUFFIX
-    from mgg_edge.runtime.state_file_format import decode_state
+    from mgg_edge.runtime.bundle.bundle import Bundle
+    from mgg_edge.runtime.store.state_file import SUFFIX
+    from mgg_edge.runtime.store.state_file_format import decode_state
 
     if path.suffix != SUFFIX:
         bundle = Bundle.load(path)

@@ -32,8 +32,8 @@ from mgg_edge.manifest import (
     RuleInfo,
     StatisticsInfo,
 )
-from mgg_edge.runtime.bundle import Bundle
-from mgg_edge.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from mgg_edge.runtime.bundle.bundle import Bundle
+from mgg_edge.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mgg_edge.state import AdaptState
 
 __all__ = ["Origins", "Progress", "export_bundle"]

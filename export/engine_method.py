@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from mgg_edge.errors import UsageError
-from mgg_edge.runtime.bundle import Bundle
-from mgg_edge.runtime.engine import Engine
-from mgg_edge.runtime.guard import check_step, default_limits
+from mgg_edge.runtime.adaptation.guard import check_step, default_limits
+from mgg_edge.runtime.bundle.bundle import Bundle
+from mgg_edge.runtime.engines.engine import Engine
 from mgg_edge.state import AdaptState
 
 __all__ = ["EngineMethod", "EngineState"]

@@ -27,8 +27,8 @@ from mgg_edge.learn.methods.discrepancy import RuleMethod
 from mgg_edge.learn.norm_statistics import DEFAULT_NORM_STATISTICS
 from mgg_edge.learn.statistics import measure_statistics
 from mgg_edge.learn.step import AdaptStep
-from mgg_edge.runtime.bundle import Bundle
-from mgg_edge.runtime.engine import open_engine
+from mgg_edge.runtime.bundle.bundle import Bundle
+from mgg_edge.runtime.engines.engine import open_engine
 from mgg_edge.scenes.streams import parse_course
 
 __all__ = ["ENGINES", "EvaluationRequest", "plan_jobs", "run_job"]

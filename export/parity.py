@@ -24,7 +24,7 @@ from mgg_edge.errors import ParityError
 from mgg_edge.learn.backbone import NORM_STATISTICS
 from mgg_edge.learn.step import AdaptStep
 from mgg_edge.manifest import ParityInfo, ParityRow
-from mgg_edge.runtime.engine import Engine
+from mgg_edge.runtime.engines.engine import Engine
 
 __all__ = ["REPORTED_STEPS", "check_parity", "measure_parity"]
 

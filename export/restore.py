@@ -17,7 +17,7 @@ from mgg_edge.learn.rules.files import make_rule
 from mgg_edge.learn.statistics import SourceStatistics
 from mgg_edge.learn.step import RULE_PREFIX, AdaptStep
 from mgg_edge.manifest import Manifest
-from mgg_edge.runtime.bundle import Bundle
+from mgg_edge.runtime.bundle.bundle import Bundle
 
 __all__ = ["restore_step"]
 

@@ -11,10 +11,10 @@ The inference engine and the video library are imported when they are first used
 
 from __future__ import annotations
 
-from mgg_edge.runtime.adapter import Adapter, AdapterSettings, Counters, Prediction
-from mgg_edge.runtime.bundle import Bundle
-from mgg_edge.runtime.engine import Diagnostics, Engine, open_engine
-from mgg_edge.runtime.guard import StepLimits
+from mgg_edge.runtime.adaptation.adapter import Adapter, AdapterSettings, Counters, Prediction
+from mgg_edge.runtime.adaptation.guard import StepLimits
+from mgg_edge.runtime.bundle.bundle import Bundle
+from mgg_edge.runtime.engines.engine import Diagnostics, Engine, open_engine
 
 __all__ = [
     "Adapter",

@@ -7,88 +7,25 @@ default reader. The stream is labelled, so that one can see who reads right; no 
 from __future__ import annotations
 
 import contextlib
-import importlib.resources
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from mgg_edge.errors import UsageError
-from mgg_edge.runtime.adapter import Adapter
+from mgg_edge.runtime.adaptation.adapter import Adapter
 from mgg_edge.runtime.prediction import Prediction
-from mgg_edge.runtime.source import DEFAULT_RATE, ClosingSource, Frame
-from mgg_edge.scenes.glyphs import CHARACTERS, GlyphSet, load_glyphs
-from mgg_edge.scenes.sources import GlyphSource
-from mgg_edge.scenes.streams import parse_weather
+from mgg_edge.runtime.sources.source_demo import DemoFrame, packaged, packaged_faces
+from mgg_edge.scenes.glyphs import CHARACTERS, GlyphSet
 
-__all__ = [
-    "ADAPTED",
-    "COURSE",
-    "FROZEN",
-    "READERS",
-    "DemoFrame",
-    "DemoSource",
-    "Scores",
-    "demo_frames",
-    "open_readers",
-    "packaged",
-]
+__all__ = ["ADAPTED", "DEFAULT_BUNDLE", "FROZEN", "MGG_BUNDLE", "READERS", "Scores", "open_readers"]
 
-# What the sky does, and the corruption that stands for it.
-COURSE = (
-    ("clear", "clean"),
-    ("fog", "fog@5"),
-    ("noise", "gaussian_noise@4"),
-    ("blur", "defocus_blur@5"),
-    ("night", "night@5"),
-    ("clear", "clean"),
-)
-DEFAULT_BUNDLE, MGG_BUNDLE, FACES = "default.mgg", "reader-mgg.mgg", "characters.safetensors"
+DEFAULT_BUNDLE, MGG_BUNDLE = "default.mgg", "reader-mgg.mgg"
 FROZEN, MGG, ADAPTED = "frozen", "mgg", "adapted"
 READERS = (FROZEN, MGG, ADAPTED)
-SIZE, ENLARGED = 32, 8  # pixels of a picture, and times a source enlarges it
 WINDOW_FRAMES = 500
 LATELY_FRAMES = 60
-
-
-@dataclass(frozen=True)
-class DemoFrame:
-    """Attributes: image u8[H, W, 3]; label, an index into the characters; weather, for people; index, from 0."""
-
-    image: npt.NDArray[np.uint8]
-    label: int
-    weather: str
-    index: int
-
-
-def packaged(name: str, stack: contextlib.ExitStack) -> Path:
-    """A data file of the package, on disk while the stack lasts.
-
-    Raises:
-        UsageError: this build of the package has no such file.
-    """
-    resource = importlib.resources.files("mgg_edge.data") / name
-    if not resource.is_file():
-        raise UsageError(f"demo: this build of the package holds no '{name}'; scripts/build_default makes it")
-    return stack.enter_context(importlib.resources.as_file(resource))
-
-
-def demo_frames(glyphs: GlyphSet, frames_each: int, seed: int, size: int = SIZE) -> Iterator[DemoFrame]:
-    """The stream: `frames_each` frames of each weather of `COURSE`, the same for the same seed."""
-    source, rng = GlyphSource(glyphs, size), np.random.default_rng(seed)
-    chunk = 25
-    index = 0
-    for name, text in COURSE:
-        weather = parse_weather(text)
-        for start in range(0, frames_each, chunk):
-            labels = rng.choice(source.available, min(chunk, frames_each - start))
-            for image, label in zip(weather(source.draw(labels, rng), rng), labels, strict=True):
-                yield DemoFrame(image, int(label), name, index)
-                index += 1
 
 
 @contextlib.contextmanager
@@ -101,38 +38,12 @@ def open_readers() -> Iterator[tuple[dict[str, Adapter], GlyphSet]]:
     """
     with contextlib.ExitStack() as stack:
         default, mgg = packaged(DEFAULT_BUNDLE, stack), packaged(MGG_BUNDLE, stack)
-        faces = load_glyphs(packaged(FACES, stack))
         readers = {
             FROZEN: stack.enter_context(Adapter.open(default, adapt="off", threads=1)),
             MGG: stack.enter_context(Adapter.open(mgg, threads=1)),
             ADAPTED: stack.enter_context(Adapter.open(default, threads=1)),
         }
-        yield readers, faces
-
-
-class DemoSource(ClosingSource):
-    """The demonstration's pictures as a source of frames, enlarged so that captions have room.
-
-    Args:
-        frames_each: frames of each weather.
-        seed: of characters, fonts and weather.
-
-    Raises:
-        UsageError: this build of the package lacks the faces.
-    """
-
-    def __init__(self, frames_each: int = 300, seed: int = 0) -> None:
-        with contextlib.ExitStack() as stack:
-            self._glyphs = load_glyphs(packaged(FACES, stack))
-        self._frames_each, self._seed = frames_each, seed
-        self.name, self.live, self.rate = "demo", False, DEFAULT_RATE
-        self.width = self.height = ENLARGED * SIZE
-        self.frames_expected: int | None = frames_each * len(COURSE)
-
-    def __iter__(self) -> Iterator[Frame]:
-        for frame in demo_frames(self._glyphs, self._frames_each, self._seed):
-            image = frame.image.repeat(ENLARGED, 0).repeat(ENLARGED, 1)
-            yield Frame(frame.index, float(frame.index / self.rate), image)
+        yield readers, packaged_faces()
 
 
 @dataclass

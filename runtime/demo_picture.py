@@ -23,9 +23,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from mgg_edge.runtime.demo import COURSE, READERS, DemoFrame, Scores
+from mgg_edge.runtime.demo import READERS, Scores
+from mgg_edge.runtime.outputs.sinks import VideoFile
 from mgg_edge.runtime.prediction import Prediction
-from mgg_edge.runtime.sinks import VideoFile
+from mgg_edge.runtime.sources.source_demo import COURSE, DemoFrame
 from mgg_edge.scenes.glyphs import CHARACTERS
 
 __all__ = ["DemoVideo"]

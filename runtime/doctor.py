@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mgg_edge.runtime.bundle import Bundle
-from mgg_edge.runtime.engine import Engine
-from mgg_edge.runtime.onnxruntime_import import import_onnxruntime
+from mgg_edge.runtime.bundle.bundle import Bundle
+from mgg_edge.runtime.engines.engine import Engine
+from mgg_edge.runtime.engines.onnxruntime_import import import_onnxruntime
 
 __all__ = [
     "LOGITS_LIMIT",

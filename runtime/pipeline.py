@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Self
 
 from mgg_edge.errors import SourceError, UsageError
-from mgg_edge.runtime.source import Frame, FrameSource
+from mgg_edge.runtime.sources.source import Frame, FrameSource
 
 __all__ = ["POLICIES", "Policy", "Reader", "ReaderCounts"]
 

@@ -27,12 +27,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from mgg_edge.errors import MggEdgeError, UsageError
-from mgg_edge.runtime.adapter import Adapter, Prediction
+from mgg_edge.runtime.adaptation.adapter import Adapter, Prediction
+from mgg_edge.runtime.outputs.sinks import Sink
 from mgg_edge.runtime.pipeline import Reader, ReaderCounts
 from mgg_edge.runtime.preprocess import check_picture
 from mgg_edge.runtime.session_summary import Ending, Percentiles, Summary
-from mgg_edge.runtime.sinks import Sink
-from mgg_edge.runtime.source import Frame
+from mgg_edge.runtime.sources.source import Frame
 
 __all__ = ["Ending", "Percentiles", "Progress", "Summary", "run"]
 

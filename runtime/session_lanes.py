@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from mgg_edge.errors import UsageError
 from mgg_edge.runtime import session
-from mgg_edge.runtime.adapter import Adapter
+from mgg_edge.runtime.adaptation.adapter import Adapter
+from mgg_edge.runtime.outputs.sinks import Sink
 from mgg_edge.runtime.pipeline import Reader
 from mgg_edge.runtime.session import Progress
 from mgg_edge.runtime.session_summary import Percentiles, Summary
-from mgg_edge.runtime.sinks import Sink
 
 __all__ = ["Lane", "run_lanes"]
 

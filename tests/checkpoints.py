@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mgg_edge.runtime.adapter_checkpoint import Checkpoint
+from mgg_edge.runtime.adaptation.adapter_checkpoint import Checkpoint
 from mgg_edge.state import AdaptState
 
 BUNDLE, OTHER_BUNDLE = "a" * 64, "b" * 64

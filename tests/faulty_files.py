@@ -21,7 +21,7 @@ class _Content:
 
 
 class FaultyFiles:
-    """Implements `mgg_edge.runtime.state_file_system.FileSystem`.
+    """Implements `mgg_edge.runtime.store.state_file_system.FileSystem`.
 
     Attributes:
         operations: operations begun so far.

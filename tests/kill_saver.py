@@ -15,8 +15,8 @@ from pathlib import Path
 
 from checkpoints import BUNDLE, checkpoint
 from mgg_edge.errors import MggEdgeError
-from mgg_edge.runtime.state_file import StateStore
-from mgg_edge.runtime.state_file_format import SavedState, encode_state
+from mgg_edge.runtime.store.state_file import StateStore
+from mgg_edge.runtime.store.state_file_format import SavedState, encode_state
 
 
 def save_for_ever(directory: Path, first: int, acknowledge: int) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper
 
-from mgg_edge.runtime.graphs import declare_weights
-from mgg_edge.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from mgg_edge.runtime.bundle.graphs import declare_weights
+from mgg_edge.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 
 
 def resident_mib() -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import toy
 from mgg_edge.errors import StateError
 from mgg_edge.runtime import Bundle
-from mgg_edge.runtime.engine import Diagnostics
+from mgg_edge.runtime.engines.engine import Diagnostics
 from mgg_edge.state import AdaptState
 
 SOUND = Diagnostics(0.5, 0.1, 0.6, 1.0, 0.1)
@@ -18,7 +18,7 @@ Propose = Callable[[toy.Arrays, np.ndarray], toy.Arrays]
 
 
 class ScriptedEngine:
-    """Implements `mgg_edge.runtime.engine.Engine`; infers as the toy does.
+    """Implements `mgg_edge.runtime.engines.engine.Engine`; infers as the toy does.
 
     Args:
         bundle: the toy bundle.

@@ -23,14 +23,14 @@ import numpy as np
 
 import toy
 from mgg_edge.runtime import Adapter, session
-from mgg_edge.runtime.adapter import Prediction
-from mgg_edge.runtime.http_server import LiveServer
-from mgg_edge.runtime.http_view import CameraView
-from mgg_edge.runtime.metrics import process_figures
+from mgg_edge.runtime.adaptation.adapter import Prediction
+from mgg_edge.runtime.outputs.http_server import LiveServer
+from mgg_edge.runtime.outputs.http_view import CameraView
+from mgg_edge.runtime.outputs.metrics import process_figures
+from mgg_edge.runtime.outputs.sinks import JsonLines
 from mgg_edge.runtime.pipeline import Reader
-from mgg_edge.runtime.sinks import JsonLines
-from mgg_edge.runtime.source import Frame
-from mgg_edge.runtime.source_synthetic import SyntheticSource
+from mgg_edge.runtime.sources.source import Frame
+from mgg_edge.runtime.sources.source_synthetic import SyntheticSource
 
 LIMIT_MIB = 8.0
 SAMPLES = 200

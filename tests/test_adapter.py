@@ -15,9 +15,10 @@ import pytest
 
 import toy
 from mgg_edge.errors import EngineError, MggEdgeError, StateError, UsageError
-from mgg_edge.runtime import Adapter, Bundle, Diagnostics, Engine, StepLimits, adapter_learner, open_engine
-from mgg_edge.runtime import adapter as adapter_module
-from mgg_edge.runtime.graphs import embed_weights
+from mgg_edge.runtime import Adapter, Bundle, Diagnostics, Engine, StepLimits, open_engine
+from mgg_edge.runtime.adaptation import adapter as adapter_module
+from mgg_edge.runtime.adaptation import adapter_learner
+from mgg_edge.runtime.bundle.graphs import embed_weights
 from mgg_edge.state import AdaptState
 
 

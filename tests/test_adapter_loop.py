@@ -17,12 +17,12 @@ import pytest
 import toy
 from mgg_edge.errors import EngineError, StateError, UsageError
 from mgg_edge.runtime import Adapter, AdapterSettings, Bundle, StepLimits, open_engine
-from mgg_edge.runtime.adapter_budget import Budget
-from mgg_edge.runtime.buffer import Batch
-from mgg_edge.runtime.guard_canary import CanarySettings
-from mgg_edge.runtime.guard_collapse import CollapseSettings
-from mgg_edge.runtime.guard_ladder import LadderSettings
-from mgg_edge.runtime.schedule import Always, BurstSettings, Phase
+from mgg_edge.runtime.adaptation.adapter_budget import Budget
+from mgg_edge.runtime.adaptation.buffer import Batch
+from mgg_edge.runtime.adaptation.guard_canary import CanarySettings
+from mgg_edge.runtime.adaptation.guard_collapse import CollapseSettings
+from mgg_edge.runtime.adaptation.guard_ladder import LadderSettings
+from mgg_edge.runtime.adaptation.schedule import Always, BurstSettings, Phase
 from mgg_edge.state import AdaptState
 from scripted_engine import ScriptedEngine, healing, moved
 
@@ -120,7 +120,7 @@ class TestGateAndBuffer:
             def stepped(self):
                 return dataclasses.replace(self, done=True), False
 
-        from mgg_edge.runtime.schedule import Action
+        from mgg_edge.runtime.adaptation.schedule import Action
 
         class Typed(Once):
             def observe(self, drift, /):
@@ -545,9 +545,9 @@ class TestGuard:
         assert max(ratios) > 10
 
     def adversarial(self, bundle: Bundle, propose, settings: AdapterSettings, count: int = 10_000) -> list[float]:
-        from mgg_edge.runtime.adapter_events import Work
-        from mgg_edge.runtime.guard import default_limits, drift_ratio
-        from mgg_edge.runtime.schedule import Action
+        from mgg_edge.runtime.adaptation.adapter_events import Work
+        from mgg_edge.runtime.adaptation.guard import default_limits, drift_ratio
+        from mgg_edge.runtime.adaptation.schedule import Action
 
         adapter = Adapter(bundle, ScriptedEngine(bundle, propose), settings=settings)
         work = Work(Action.ADAPT, Batch(toy.frames(toy.BATCH), (0, 1, 2, 3)))

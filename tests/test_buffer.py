@@ -11,9 +11,9 @@ import pytest
 
 from mgg_edge.errors import UsageError
 from mgg_edge.manifest import PreprocessInfo
-from mgg_edge.runtime.buffer import MIN_DIFFERENCE_LEVELS, FrameBuffer
-from mgg_edge.runtime.gate import Observation
-from mgg_edge.runtime.gate_thumbnail import difference_levels, thumbnail
+from mgg_edge.runtime.adaptation.buffer import MIN_DIFFERENCE_LEVELS, FrameBuffer
+from mgg_edge.runtime.adaptation.gate import Observation
+from mgg_edge.runtime.adaptation.gate_thumbnail import difference_levels, thumbnail
 from mgg_edge.runtime.preprocess import fit
 
 

@@ -13,13 +13,16 @@ from mgg_edge.cli.main import main
 from mgg_edge.container import read_container
 from mgg_edge.errors import UsageError
 from mgg_edge.manifest import SiteRow
-from mgg_edge.runtime import Adapter, Bundle, calibration, demo
-from mgg_edge.runtime.adapter_step import Stepper
-from mgg_edge.runtime.calibration import calibrate, gather_frames, judge
+from mgg_edge.runtime import Adapter, Bundle, demo
+from mgg_edge.runtime.adaptation import calibration
+from mgg_edge.runtime.adaptation.adapter_step import Stepper
+from mgg_edge.runtime.adaptation.calibration import calibrate, gather_frames, judge
+from mgg_edge.runtime.adaptation.site import default_schedule, site_note
 from mgg_edge.runtime.doctor import self_test
-from mgg_edge.runtime.engine import open_engine
-from mgg_edge.runtime.site import default_schedule, site_note
-from mgg_edge.runtime.source import IteratorSource
+from mgg_edge.runtime.engines.engine import open_engine
+from mgg_edge.runtime.sources.source import IteratorSource
+from mgg_edge.runtime.sources.source_demo import packaged as packaged_file
+from mgg_edge.runtime.sources.source_demo import packaged_faces
 from mgg_edge.scenes.sources import GlyphSource
 from mgg_edge.scenes.streams import parse_weather
 
@@ -32,8 +35,8 @@ def packaged(tmp_path_factory):
     import contextlib
 
     with contextlib.ExitStack() as stack:
-        faces = demo.load_glyphs(demo.packaged(demo.FACES, stack))
-        yield demo.packaged(demo.DEFAULT_BUNDLE, stack), demo.packaged(demo.MGG_BUNDLE, stack), GlyphSource(faces)
+        faces = packaged_faces()
+        yield packaged_file(demo.DEFAULT_BUNDLE, stack), packaged_file(demo.MGG_BUNDLE, stack), GlyphSource(faces)
 
 
 def shot(source, classes, count, seed, weather="clean"):

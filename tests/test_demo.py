@@ -8,7 +8,8 @@ import pytest
 
 from mgg_edge.cli.main import main
 from mgg_edge.runtime import Adapter, demo
-from mgg_edge.runtime.source_open import open_source
+from mgg_edge.runtime.sources import source_demo
+from mgg_edge.runtime.sources.source_open import open_source
 
 
 def command(capsys, *words):
@@ -34,7 +35,7 @@ def test_the_adapted_reader_is_ahead_and_never_behind(capsys):
     assert summary["worst_lead_in_500_frames"] >= -0.01
     right = np.mean([line["adapted"] == line["label"] for line in lines[:-1]])
     assert right == pytest.approx(summary["accuracy_adapted"])
-    assert [entry["weather"] for entry in summary["stretches"]] == [name for name, _ in demo.COURSE]
+    assert [entry["weather"] for entry in summary["stretches"]] == [name for name, _ in source_demo.COURSE]
     assert summary["adapt_steps"]["frozen"] == 0
     assert summary["adapt_steps"]["adapted"] > 100
 
@@ -62,7 +63,7 @@ def test_a_video_that_cannot_be_written_is_refused_first(capsys, tmp_path):
 
 
 def test_the_stream_follows_its_seed(glyphs):
-    first, again, other = (list(demo.demo_frames(glyphs, 3, seed)) for seed in (0, 0, 1))
+    first, again, other = (list(source_demo.demo_frames(glyphs, 3, seed)) for seed in (0, 0, 1))
     assert all(np.array_equal(a.image, b.image) and a.label == b.label for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[0].image, other[0].image)
     assert [frame.index for frame in first] == list(range(18))
@@ -72,7 +73,7 @@ def test_the_source_shows_the_same_pictures_enlarged(glyphs):
     with open_source("demo") as source:
         assert (source.width, source.height, source.frames_expected, source.live) == (256, 256, 1800, False)
         frame = next(iter(source))
-    expected = next(demo.demo_frames(glyphs, 300, 0)).image
+    expected = next(source_demo.demo_frames(glyphs, 300, 0)).image
     assert frame.image.shape == (256, 256, 3)
     assert np.array_equal(frame.image[4::8, 4::8], expected)
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from mgg_edge.runtime import Adapter, http_check
-from mgg_edge.runtime.http_server import LiveServer
-from mgg_edge.runtime.http_view import CameraView
+from mgg_edge.runtime import Adapter
+from mgg_edge.runtime.outputs import http_check
+from mgg_edge.runtime.outputs.http_server import LiveServer
+from mgg_edge.runtime.outputs.http_view import CameraView
 from mgg_edge.runtime.pipeline import Reader
-from mgg_edge.runtime.source_synthetic import SyntheticSource
+from mgg_edge.runtime.sources.source_synthetic import SyntheticSource
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -79,7 +80,7 @@ def test_the_health_check_tells(
             Reader(SyntheticSource.parse("synthetic:frames=1")) as reader,
         ):
             server.cameras = (CameraView("door", adapter, reader),)
-            monkeypatch.setattr("mgg_edge.runtime.http_server.HUNG_S", -1.0)
+            monkeypatch.setattr("mgg_edge.runtime.outputs.http_server.HUNG_S", -1.0)
             assert http_check.main([port]) == 1
         assert "camera door: the run has not moved" in capsys.readouterr().err
     assert http_check.main([port]) == 1

@@ -16,8 +16,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 import toy
 from mgg_edge.errors import EngineError, MissingDependencyError, StateError, UsageError
 from mgg_edge.runtime import Bundle, Engine, open_engine
-from mgg_edge.runtime.graphs import embed_weights
-from mgg_edge.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from mgg_edge.runtime.bundle.graphs import embed_weights
+from mgg_edge.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mgg_edge.state import AdaptState
 
 # float32 on values of order 1 through a dot product of 192 terms: some ten units in the last place.

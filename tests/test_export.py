@@ -21,9 +21,9 @@ from mgg_edge.export.graphs import build_graphs  # noqa: E402
 from mgg_edge.export.parity import check_parity  # noqa: E402
 from mgg_edge.export.tensorrt_lint import lint_tensorrt  # noqa: E402
 from mgg_edge.manifest import ParityInfo, ParityRow  # noqa: E402
-from mgg_edge.runtime.bundle import Bundle  # noqa: E402
-from mgg_edge.runtime.engine import open_engine  # noqa: E402
-from mgg_edge.runtime.graphs import embed_weights, read_graph  # noqa: E402
+from mgg_edge.runtime.bundle.bundle import Bundle  # noqa: E402
+from mgg_edge.runtime.bundle.graphs import embed_weights, read_graph  # noqa: E402
+from mgg_edge.runtime.engines.engine import open_engine  # noqa: E402
 from vit import frames, small_step  # noqa: E402
 
 pytestmark = pytest.mark.torch

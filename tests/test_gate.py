@@ -11,9 +11,9 @@ import pytest
 
 from mgg_edge.errors import UsageError
 from mgg_edge.manifest import PreprocessInfo
-from mgg_edge.runtime.gate import FrameGate, GateReason, GateSettings, Observation
+from mgg_edge.runtime.adaptation.gate import FrameGate, GateReason, GateSettings, Observation
 from mgg_edge.runtime.preprocess import fit
-from mgg_edge.runtime.video import VideoSource
+from mgg_edge.runtime.sources.video import VideoSource
 
 NOTHING = np.zeros(3, np.float32)
 

@@ -16,9 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import toy
 from mgg_edge.errors import BundleError
-from mgg_edge.runtime import wire
-from mgg_edge.runtime.graphs import declare_weights, embed_weights, read_graph
-from mgg_edge.runtime.wire import Fields, encode_bytes, encode_integer
+from mgg_edge.runtime.bundle import wire
+from mgg_edge.runtime.bundle.graphs import declare_weights, embed_weights, read_graph
+from mgg_edge.runtime.bundle.wire import Fields, encode_bytes, encode_integer
 from mgg_edge.state import TensorSpec
 
 

@@ -10,8 +10,15 @@ import pytest
 
 from mgg_edge.errors import UsageError
 from mgg_edge.manifest import RuleInfo
-from mgg_edge.runtime.engine import Diagnostics
-from mgg_edge.runtime.guard import BreachCode, StepLimits, check_logits, check_step, default_limits, drift_ratio
+from mgg_edge.runtime.adaptation.guard import (
+    BreachCode,
+    StepLimits,
+    check_logits,
+    check_step,
+    default_limits,
+    drift_ratio,
+)
+from mgg_edge.runtime.engines.engine import Diagnostics
 from mgg_edge.state import AdaptState
 
 SOUND = Diagnostics(entropy=0.7, discrepancy=0.1, loss=0.8, gradient_norm=2.0, update_norm=1.0)

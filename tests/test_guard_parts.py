@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from mgg_edge.errors import UsageError
-from mgg_edge.runtime.guard import BreachCode
-from mgg_edge.runtime.guard_canary import CanarySet, CanarySettings, check_canaries, probabilities
-from mgg_edge.runtime.guard_collapse import ClassWindow, CollapseSettings, check_collapse, effective_classes
-from mgg_edge.runtime.guard_ladder import Ladder, LadderSettings, Rung
+from mgg_edge.runtime.adaptation.guard import BreachCode
+from mgg_edge.runtime.adaptation.guard_canary import CanarySet, CanarySettings, check_canaries, probabilities
+from mgg_edge.runtime.adaptation.guard_collapse import ClassWindow, CollapseSettings, check_collapse, effective_classes
+from mgg_edge.runtime.adaptation.guard_ladder import Ladder, LadderSettings, Rung
 from mgg_edge.state import AdaptState
 
 FRAME = np.zeros((4, 4, 3), np.uint8)

@@ -9,8 +9,8 @@ import pytest
 
 from hostile_stream import accuracy
 from mgg_edge.runtime import Adapter, AdapterSettings, Bundle, StepLimits
-from mgg_edge.runtime.guard_canary import CanarySettings
-from mgg_edge.runtime.guard_collapse import CollapseSettings
+from mgg_edge.runtime.adaptation.guard_canary import CanarySettings
+from mgg_edge.runtime.adaptation.guard_collapse import CollapseSettings
 from scripted_engine import ScriptedEngine, misled
 from test_adapter_loop import OpenGate, PlainBuffer
 

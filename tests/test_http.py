@@ -15,12 +15,13 @@ import pytest
 
 from browser import Browser
 from mgg_edge.errors import SinkError, UsageError
-from mgg_edge.runtime import Adapter, http_server, session
-from mgg_edge.runtime.http_frozen import FrozenModel
-from mgg_edge.runtime.http_server import MAX_CONNECTIONS, LiveServer, parse_listen
-from mgg_edge.runtime.http_view import CameraView
+from mgg_edge.runtime import Adapter, session
+from mgg_edge.runtime.outputs import http_server
+from mgg_edge.runtime.outputs.http_frozen import FrozenModel
+from mgg_edge.runtime.outputs.http_server import MAX_CONNECTIONS, LiveServer, parse_listen
+from mgg_edge.runtime.outputs.http_view import CameraView
 from mgg_edge.runtime.pipeline import Reader
-from mgg_edge.runtime.source_synthetic import SyntheticSource
+from mgg_edge.runtime.sources.source_synthetic import SyntheticSource
 
 INFO = {"version": "1", "engine": "an engine", "bundle": 'x".mgg', "bundle_id": "0123456789abcdef"}
 

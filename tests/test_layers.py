@@ -56,7 +56,17 @@ with Adapter.open({str(toy_bundle)!r}, threads=1) as adapter:
 def test_the_three_folders_are_reached_by_relative_links() -> None:
     for name in ("export", "runtime", "cli"):
         assert (ROOT / "mgg_edge" / name).readlink() == Path("..", name)
-        assert not [path for path in (ROOT / name).iterdir() if path.is_dir() and path.name != "__pycache__"]
+
+
+def test_every_room_is_a_package_that_the_wheel_is_told_of() -> None:
+    """setuptools takes what is listed and no more."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    for name in ("export", "runtime", "cli"):
+        rooms = [path for path in (ROOT / name).iterdir() if path.is_dir() and path.name != "__pycache__"]
+        assert all((room / "__init__.py").is_file() for room in rooms)
+        assert {f"mgg_edge.{name}.{room.name}" for room in rooms} == {
+            package for package in listed if package.startswith(f"mgg_edge.{name}.")
+        }
 
 
 def test_every_core_module_has_its_place_in_the_layers() -> None:
@@ -90,7 +100,7 @@ def test_a_forbidden_import_breaks_a_contract(tmp_path: Path) -> None:
             (tmp_path / package).write_bytes(path.read_bytes())
     (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
     for module, line in (
-        ("runtime/video.py", "def sneak():\n    import torch\n"),
+        ("runtime/sources/video.py", "def sneak():\n    import torch\n"),
         ("state.py", "import pickle\n"),
         ("learn/__init__.py", "import mgg_edge.runtime\n"),
     ):

@@ -34,7 +34,9 @@ def sources() -> set[str]:
     """Paths the wheel must hold, by the names they are imported under."""
     modules = {f"mgg_edge/{path.relative_to(ROOT / 'mgg_edge')}" for path in (ROOT / "mgg_edge").glob("*.py")}
     inner = ("scenes", "learn", "learn/evaluation", "learn/methods", "learn/rules", "learn/training", "data")
-    for folder, parent in (*((name, "mgg_edge") for name in inner), ("export", ""), ("runtime", ""), ("cli", "")):
+    rooms = ("adaptation", "bundle", "engines", "outputs", "sources", "store")
+    outer = ("export", "runtime", "cli", *(f"runtime/{room}" for room in rooms))
+    for folder, parent in (*((name, "mgg_edge") for name in inner), *((name, "") for name in outer)):
         modules |= {f"mgg_edge/{folder}/{path.name}" for path in (ROOT / parent / folder).glob("*.py")}
     return modules | {f"mgg_edge/data/{path.name}" for path in (ROOT / "mgg_edge" / "data").glob("*.mgg")}
 

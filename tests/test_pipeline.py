@@ -17,8 +17,8 @@ from mgg_edge.errors import SourceError, UsageError
 from mgg_edge.runtime import Adapter, session
 from mgg_edge.runtime.pipeline import QUEUE_FRAMES, Reader
 from mgg_edge.runtime.session_lanes import Lane, run_lanes
-from mgg_edge.runtime.source import ClosingSource, Frame, IteratorSource
-from mgg_edge.runtime.source_synthetic import SyntheticSource
+from mgg_edge.runtime.sources.source import ClosingSource, Frame, IteratorSource
+from mgg_edge.runtime.sources.source_synthetic import SyntheticSource
 from videos import pictures
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mgg_edge.runtime.onnxruntime_import import TELEMETRY_SWITCH
+from mgg_edge.runtime.engines.onnxruntime_import import TELEMETRY_SWITCH
 
 COMMAND = "from mgg_edge.cli.main import main; main({words!r})"
 EMBEDDED = """
@@ -46,7 +46,7 @@ def test_a_run_in_an_empty_home_writes_nothing_there(use: str, toy_bundle: Path,
 
 def test_an_application_that_has_chosen_keeps_its_choice(tmp_path: Path) -> None:
     code = (
-        "import os; from mgg_edge.runtime.onnxruntime_import import import_onnxruntime as load; load(); "
+        "import os; from mgg_edge.runtime.engines.onnxruntime_import import import_onnxruntime as load; load(); "
         f"print(os.environ['{TELEMETRY_SWITCH}'])"
     )
     assert run(code, tmp_path / "a").stdout.strip() == "1"

@@ -15,9 +15,9 @@ import pytest
 import toy
 from mgg_edge.errors import SinkError, SourceError, StateError, UsageError
 from mgg_edge.runtime import Adapter, Bundle, open_engine
-from mgg_edge.runtime.record import RunRecorder
-from mgg_edge.runtime.record_file import Record
-from mgg_edge.runtime.record_replay import Replay, ReplayReport
+from mgg_edge.runtime.store.record import RunRecorder
+from mgg_edge.runtime.store.record_file import Record
+from mgg_edge.runtime.store.record_replay import Replay, ReplayReport
 from mgg_edge.state import AdaptState
 
 FRAMES = toy.frames(400)

@@ -31,7 +31,7 @@ from mgg_edge.learn.rules.base import CLEAN_WINDOWS, Evidence, SourceNumbers, kn
 from mgg_edge.learn.rules.files import LEARNED_RULES, RULES, load_rule, save_rule, untrained_rule  # noqa: E402
 from mgg_edge.learn.rules.plus import BASE_RATE, SCHEDULE_KNOTS  # noqa: E402
 from mgg_edge.runtime import Bundle  # noqa: E402
-from mgg_edge.runtime.onnxruntime_engine import OnnxRuntimeEngine  # noqa: E402
+from mgg_edge.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine  # noqa: E402
 from mgg_edge.scenes.glyphs import CHARACTERS  # noqa: E402
 from vit import frames, small_step  # noqa: E402
 

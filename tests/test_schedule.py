@@ -10,9 +10,18 @@ import pytest
 
 from mgg_edge.errors import StateError, UsageError
 from mgg_edge.runtime import Bundle
-from mgg_edge.runtime.schedule import SCHEDULES, Action, Always, Burst, BurstSettings, Off, Phase, schedule_of
-from mgg_edge.runtime.schedule_bank import Snapshot, SnapshotBank, best_fit
-from mgg_edge.runtime.schedule_drift import DriftMeter, SourceStatistics
+from mgg_edge.runtime.adaptation.schedule import (
+    SCHEDULES,
+    Action,
+    Always,
+    Burst,
+    BurstSettings,
+    Off,
+    Phase,
+    schedule_of,
+)
+from mgg_edge.runtime.adaptation.schedule_bank import Snapshot, SnapshotBank, best_fit
+from mgg_edge.runtime.adaptation.schedule_drift import DriftMeter, SourceStatistics
 from mgg_edge.state import AdaptState
 
 QUICK = BurstSettings(updates=2, settle_frames=3, wake_ratio=1.5, rest_ratio=1.2, patience_frames=4, min_drift=0.1)

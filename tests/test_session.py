@@ -12,10 +12,10 @@ import pytest
 
 from mgg_edge.errors import EngineError, SinkError, SourceError
 from mgg_edge.runtime import Adapter, session
-from mgg_edge.runtime.adapter import Prediction
+from mgg_edge.runtime.adaptation.adapter import Prediction
+from mgg_edge.runtime.outputs.sinks import AnnotatedVideo
 from mgg_edge.runtime.session import Percentiles
-from mgg_edge.runtime.sinks import AnnotatedVideo
-from mgg_edge.runtime.video import Frame, VideoSource
+from mgg_edge.runtime.sources.video import Frame, VideoSource
 from videos import pictures, read_pictures, sample_video, write_video
 
 SUMMARY_FIELDS = [

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from mgg_edge.errors import MissingDependencyError, SinkError, UsageError
-from mgg_edge.runtime import sinks
-from mgg_edge.runtime.adapter import Prediction
-from mgg_edge.runtime.overlay import MIN_WIDTH, Caption, Overlay
-from mgg_edge.runtime.sinks import AnnotatedVideo, CsvLines, JsonLines
-from mgg_edge.runtime.video import Frame
+from mgg_edge.runtime.adaptation.adapter import Prediction
+from mgg_edge.runtime.outputs import sinks
+from mgg_edge.runtime.outputs.overlay import MIN_WIDTH, Caption, Overlay
+from mgg_edge.runtime.outputs.sinks import AnnotatedVideo, CsvLines, JsonLines
+from mgg_edge.runtime.sources.video import Frame
 from videos import pictures, read_pictures
 
 RATE = Fraction(25)
@@ -370,7 +370,7 @@ def test_any_size_can_be_drawn() -> None:
 @pytest.mark.parametrize("label", ["W" * 10_000, "i" * 10_000, "a b" * 100_000, "短" * 10_000])
 def test_a_label_without_end_costs_no_more_than_what_is_seen_of_it(label):
     """Counted, not timed: how much text is measured for one caption."""
-    from mgg_edge.runtime import overlay
+    from mgg_edge.runtime.outputs import overlay
 
     measured = []
 
@@ -387,7 +387,7 @@ def test_a_label_without_end_costs_no_more_than_what_is_seen_of_it(label):
 
 
 def test_a_label_that_fits_is_left_alone():
-    from mgg_edge.runtime import overlay
+    from mgg_edge.runtime.outputs import overlay
 
     class Font:
         def getlength(self, text):

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mgg_edge.errors import MggEdgeError
-from mgg_edge.runtime.source_address import redact, scheme_of
-from mgg_edge.runtime.source_live import LiveOptions
-from mgg_edge.runtime.source_open import open_source, suggest_name
+from mgg_edge.runtime.sources.source_address import redact, scheme_of
+from mgg_edge.runtime.sources.source_live import LiveOptions
+from mgg_edge.runtime.sources.source_open import open_source, suggest_name
 from streams import RtspStream, free_port
 
 SECRET = "s3cr3t"  # noqa: S105 - of nothing

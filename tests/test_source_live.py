@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from mgg_edge.errors import SourceError
-from mgg_edge.runtime import decoder, source_live
-from mgg_edge.runtime.decoder import Decoder, EndedError
-from mgg_edge.runtime.decoder_link import MAX_MESSAGE_BYTES, PixelMemory, pack_message, take_message
-from mgg_edge.runtime.source import Frame
-from mgg_edge.runtime.source_backoff import Backoff
-from mgg_edge.runtime.source_live import LiveOptions, LiveSource
-from mgg_edge.runtime.source_open import open_source
-from mgg_edge.runtime.source_synthetic import synthetic_picture
+from mgg_edge.runtime.sources import decoder, source_live
+from mgg_edge.runtime.sources.decoder import Decoder, EndedError
+from mgg_edge.runtime.sources.decoder_link import MAX_MESSAGE_BYTES, PixelMemory, pack_message, take_message
+from mgg_edge.runtime.sources.source import Frame
+from mgg_edge.runtime.sources.source_backoff import Backoff
+from mgg_edge.runtime.sources.source_live import LiveOptions, LiveSource
+from mgg_edge.runtime.sources.source_open import open_source
+from mgg_edge.runtime.sources.source_synthetic import synthetic_picture
 from streams import HttpStream, RtspStream, UdpStream, free_port, mean_difference
 from videos import pictures, write_video
 
@@ -193,7 +193,7 @@ def test_no_reconnection_at_all_may_be_asked_for() -> None:
 def test_the_decoding_process_dies_with_its_parent() -> None:
     code = (
         "import sys, time\n"
-        "from mgg_edge.runtime.source_live import LiveSource\n"
+        "from mgg_edge.runtime.sources.source_live import LiveSource\n"
         "source = LiveSource({'reader': 'synthetic', 'address': 'synthetic:faults=hang,every=2'}, 'x')\n"
         "print(source.process_id, flush=True)\n"
         "list(source)\n"

@@ -9,13 +9,19 @@ import numpy as np
 import pytest
 
 from mgg_edge.errors import MggEdgeError, MissingDependencyError, SourceError, UsageError
-from mgg_edge.runtime import source_open
-from mgg_edge.runtime.source import ClosingSource, Frame, FrameSource, IteratorSource
-from mgg_edge.runtime.source_backoff import Backoff
-from mgg_edge.runtime.source_live import LiveOptions, LiveSource
-from mgg_edge.runtime.source_open import open_source, split_name, suggest_name
-from mgg_edge.runtime.source_synthetic import FAULTS, SyntheticOptions, SyntheticSource, fault_at, synthetic_picture
-from mgg_edge.runtime.video import VideoSource
+from mgg_edge.runtime.sources import source_open
+from mgg_edge.runtime.sources.source import ClosingSource, Frame, FrameSource, IteratorSource
+from mgg_edge.runtime.sources.source_backoff import Backoff
+from mgg_edge.runtime.sources.source_live import LiveOptions, LiveSource
+from mgg_edge.runtime.sources.source_open import open_source, split_name, suggest_name
+from mgg_edge.runtime.sources.source_synthetic import (
+    FAULTS,
+    SyntheticOptions,
+    SyntheticSource,
+    fault_at,
+    synthetic_picture,
+)
+from mgg_edge.runtime.sources.video import VideoSource
 from videos import pictures, write_video
 
 

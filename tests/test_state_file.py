@@ -19,10 +19,10 @@ import pytest
 from checkpoints import BUNDLE, OTHER_BUNDLE, checkpoint
 from faulty_files import FaultyFiles, PowerCut
 from mgg_edge.errors import SinkError, StateError, UsageError
-from mgg_edge.runtime.adapter_checkpoint import Checkpoint
-from mgg_edge.runtime.state_file import StateStore, camera_name, cameras_in, file_name, newest_state
-from mgg_edge.runtime.state_file_format import SavedState, decode_state, encode_state
-from mgg_edge.runtime.state_file_system import RealFiles
+from mgg_edge.runtime.adaptation.adapter_checkpoint import Checkpoint
+from mgg_edge.runtime.store.state_file import StateStore, camera_name, cameras_in, file_name, newest_state
+from mgg_edge.runtime.store.state_file_format import SavedState, decode_state, encode_state
+from mgg_edge.runtime.store.state_file_system import RealFiles
 
 FOLDER = Path(tempfile.gettempdir())  # only has to exist: the files in it are `FaultyFiles`
 

@@ -18,9 +18,9 @@ import toy
 from checkpoints import OTHER_BUNDLE, checkpoint
 from mgg_edge.errors import SinkError, StateError, UsageError
 from mgg_edge.runtime import Adapter, Bundle
-from mgg_edge.runtime.state_file import StateStore
-from mgg_edge.runtime.state_file_keeper import StateKeeper
-from mgg_edge.runtime.state_file_system import RealFiles
+from mgg_edge.runtime.store.state_file import StateStore
+from mgg_edge.runtime.store.state_file_keeper import StateKeeper
+from mgg_edge.runtime.store.state_file_system import RealFiles
 from videos import pictures, write_video
 
 COMMAND = [sys.executable, "-c", "from mgg_edge.cli.main import main; main()"]

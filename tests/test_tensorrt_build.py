@@ -11,8 +11,8 @@ from mgg_edge.export import Origins, export_bundle  # noqa: E402
 from mgg_edge.learn import MGG, AdaptStep, Backbone, Objective, measure_statistics  # noqa: E402
 from mgg_edge.learn.images import synthetic_frames  # noqa: E402
 from mgg_edge.learn.rules.files import RULES  # noqa: E402
-from mgg_edge.runtime.bundle import Bundle  # noqa: E402
-from mgg_edge.runtime.graphs import embed_weights, read_graph  # noqa: E402
+from mgg_edge.runtime.bundle.bundle import Bundle  # noqa: E402
+from mgg_edge.runtime.bundle.graphs import embed_weights, read_graph  # noqa: E402
 from vit import small_step  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.tensorrt]

@@ -15,10 +15,10 @@ import pytest
 from av.stream import Disposition
 
 from mgg_edge.errors import MggEdgeError, SourceError, UsageError
-from mgg_edge.runtime import video
-from mgg_edge.runtime.source_picture import oriented
-from mgg_edge.runtime.source_track import choose_track
-from mgg_edge.runtime.video import DEFAULT_RATE, VideoSource
+from mgg_edge.runtime.sources import video
+from mgg_edge.runtime.sources.source_picture import oriented
+from mgg_edge.runtime.sources.source_track import choose_track
+from mgg_edge.runtime.sources.video import DEFAULT_RATE, VideoSource
 from videos import (
     pictures,
     sample_video,

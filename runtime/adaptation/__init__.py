@@ -1,0 +1,1 @@
+"""When and how θ changes: gate, buffer, schedule, step, guard, and the adapter that joins them."""

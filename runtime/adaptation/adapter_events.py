@@ -1,0 +1,60 @@
+"""What passes between the parts of an adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mgg_edge.runtime.adaptation.buffer import Batch
+from mgg_edge.runtime.adaptation.schedule import Action
+from mgg_edge.runtime.engines.engine import Diagnostics
+from mgg_edge.state import AdaptState
+
+__all__ = ["Event", "Published", "Work"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """What inference uses, swapped as one reference.
+
+    Attributes:
+        state: the committed state.
+        step: updates behind it.
+        adapted: whether θ is not the source model's.
+        version: swaps so far.
+    """
+
+    state: AdaptState
+    step: int = 0
+    adapted: bool = False
+    version: int = 0
+
+
+@dataclass(frozen=True)
+class Work:
+    """A step, or first a trial of the snapshots, that is due."""
+
+    action: Action
+    batch: Batch
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to the state, or was kept from happening to it.
+
+    Attributes:
+        kind: `commit`, `refuse`, `void`, `rollback`, `restore`, `load` or `drop`.
+        version: of what is published afterwards.
+        state: what is published afterwards.
+        frames: indices of the frames learned from; empty where none were.
+        candidate: the state a step proposed.
+        reason: of a refusal, rollback or drop.
+        diagnostics: of a step.
+    """
+
+    kind: str
+    version: int
+    state: AdaptState
+    frames: tuple[int, ...] = ()
+    candidate: AdaptState | None = None
+    reason: str = ""
+    diagnostics: Diagnostics | None = None

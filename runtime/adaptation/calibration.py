@@ -1,0 +1,259 @@
+"""Calibration to a site: what a camera sees there when all is well, and what adapting is worth.
+
+Feature statistics are about content as much as about weather. A fixed camera sees one scene: against statistics of
+other pictures every clean frame of it looks like bad weather. So the site's own clean pictures give
+
+    μ_S, σ_S        mean and unbiased deviation of their features under θ₀
+    Δ_clean(M)      the largest discrepancy of M of them in a row: what content alone can do here
+    clean_entropy   the largest mean entropy of B of them in a row: how unsure the source model is without weather
+    canaries        some of them; a candidate under which too many change class is refused
+
+The report needs no labels: calibration pictures are corrupted, and the frozen model's predictions of the clean ones
+are the truth, for the frozen model and for an adapter as a run would use it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+
+from mgg_edge.container import describe_members, read_container, write_container
+from mgg_edge.errors import UsageError
+from mgg_edge.manifest import Manifest, SiteInfo, SiteRow
+from mgg_edge.runtime.adaptation.adapter import Adapter
+from mgg_edge.runtime.adaptation.adapter_inference import infer_all
+from mgg_edge.runtime.adaptation.gate_thumbnail import difference_levels, thumbnail
+from mgg_edge.runtime.adaptation.guard_canary import entropies
+from mgg_edge.runtime.bundle.bundle import Bundle
+from mgg_edge.runtime.engines.engine import Engine, open_engine
+from mgg_edge.runtime.preprocess import fit
+from mgg_edge.runtime.sources.source import FrameSource
+from mgg_edge.scenes.corruptions import BENCHMARK_KINDS
+from mgg_edge.scenes.streams import Weather
+
+__all__ = ["CLEAN_WINDOWS", "MIN_FRAMES", "Measured", "calibrate", "gather_frames", "judge", "measure_site"]
+
+# As in `mgg_edge.learn.rules.base`, which the run time must not import; a test holds the two together.
+CLEAN_WINDOWS = (2, 4, 8, 16, 32, 64, 128)
+MIN_FRAMES, MAX_FRAMES = 32, 512
+REPORT_FRAMES = 96
+REPORT_SEVERITY = 3
+CANARIES = 16
+MIN_DIFFERENCE_LEVELS = 1.0
+MAX_CLEAN_CHANGED = 0.01
+MAX_LOSS_OF_A_KIND = 0.03
+Frames = npt.NDArray[np.uint8]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What clean pictures of a site say.
+
+    Attributes:
+        mean, std: f32[D], μ_S and σ_S.
+        clean_discrepancy: f32[7], Δ_clean at `CLEAN_WINDOWS`.
+        clean_entropy: nats.
+        classes: i64[n], the source model's prediction of each picture.
+    """
+
+    mean: npt.NDArray[np.float32]
+    std: npt.NDArray[np.float32]
+    clean_discrepancy: npt.NDArray[np.float32]
+    clean_entropy: float
+    classes: npt.NDArray[np.int64]
+
+
+def gather_frames(source: FrameSource, manifest: Manifest, limit: int = MAX_FRAMES) -> Frames:
+    """Clean pictures u8[n, H, W, 3] at model size, n ≤ `limit`, spread over the whole source where its length is known.
+
+    A picture that differs from the one kept last by less than a grey level is left out.
+
+    Raises:
+        UsageError: fewer than 32 pictures that differ.
+        SourceError: the source failed.
+    """
+    stride = max(1, (source.frames_expected or 0) // limit)
+    kept: list[Frames] = []
+    last: npt.NDArray[np.float32] | None = None
+    for number, frame in enumerate(source):
+        if number % stride:
+            continue
+        fitted = fit(frame.image, manifest.preprocess)
+        small = thumbnail(fitted)
+        if last is not None and difference_levels(last, small) < MIN_DIFFERENCE_LEVELS:
+            continue
+        kept.append(fitted)
+        last = small
+        if len(kept) == limit:
+            break
+    if len(kept) < max(MIN_FRAMES, manifest.adapt_batch):
+        raise UsageError(
+            f"{source.name}: expected at least {max(MIN_FRAMES, manifest.adapt_batch)} pictures that differ, "
+            f"found {len(kept)}"
+        )
+    return np.stack(kept)
+
+
+def measure_site(engine: Engine, bundle: Bundle, frames: Frames) -> Measured:
+    """Statistics of clean pictures u8[n, H, W, 3] in the order they were seen."""
+    logits, features = infer_all(engine, frames, bundle.initial_state, bundle.manifest.infer_batch)
+    values = features.astype(np.float64)
+    mean, std = values.mean(0), values.std(0, ddof=1)
+    each = entropies(logits)
+    batch = bundle.manifest.adapt_batch
+    means = [each[start : start + batch].mean() for start in range(len(each) - batch + 1)]
+    return Measured(
+        mean.astype(np.float32),
+        std.astype(np.float32),
+        _clean_discrepancy(values, mean, std).astype(np.float32),
+        float(max(means)),
+        logits.argmax(1).astype(np.int64),
+    )
+
+
+def judge(rows: Sequence[SiteRow], clean_changed: float) -> str:
+    """The verdict on a rule: `adapt`, `burst only` or `do not adapt`.
+
+    Adapting must leave clean pictures alone (at most 1 % changed) and gain on the mean of the kinds; if some kind loses
+    more than 3 points by it, it is kept to short bursts.
+    """
+    gains = [row.adapted - row.frozen for row in rows]
+    if not (clean_changed <= MAX_CLEAN_CHANGED and float(np.mean(gains)) > 0):
+        return "do not adapt"
+    return "adapt" if min(gains) >= -MAX_LOSS_OF_A_KIND else "burst only"
+
+
+def calibrate(
+    path: Path,
+    source: FrameSource,
+    out: Path,
+    *,
+    threads: int | None = None,
+    progress: Progress = lambda _stage, _done, _total: None,
+) -> SiteInfo:
+    """Write a bundle for a site; weights and graphs are those of the bundle at `path`, byte for byte or in value.
+
+    Args:
+        path: the bundle to start from.
+        source: clean pictures of the site.
+        out: bundle to write, replaced if it exists.
+        threads: of the engine.
+        progress: called with a stage's name, and how much of how much of it is done.
+
+    Returns:
+        What was found, as the new bundle's manifest says it.
+
+    Raises:
+        UsageError: too few pictures.
+        MggEdgeError: a bundle or source that cannot be read, or a file that cannot be written.
+    """
+    bundle = Bundle.load(path)
+    frames = gather_frames(source, bundle.manifest)
+    progress("clean pictures", len(frames), len(frames))
+    engine = open_engine(bundle, threads=threads, with_adapt=False)
+    try:
+        measured = measure_site(engine, bundle, frames)
+    finally:
+        engine.close()
+    kept = np.linspace(0, len(frames) - 1, CANARIES).astype(int)
+    canaries, classes = frames[kept], tuple(measured.classes[kept].tolist())
+    site = SiteInfo(bundle.id, source.name, len(frames), classes, measured.clean_entropy, 0.0, "adapt", ())
+    with tempfile.TemporaryDirectory() as scratch:
+        draft = Path(scratch) / "draft.mgg"
+        _write(bundle, draft, measured, canaries, site, theta=None)
+        rows, changed = _report(draft, frames, measured.classes, threads, progress)
+        theta = _self_test_theta(draft, threads)
+        found = dataclasses.replace(site, rows=rows, clean_changed=changed, verdict=judge(rows, changed))
+        _write(bundle, out, measured, canaries, found, theta)
+    return found
+
+
+def _report(
+    draft: Path, frames: Frames, classes: npt.NDArray[np.int64], threads: int | None, progress: Progress
+) -> tuple[tuple[SiteRow, ...], float]:
+    """Agreement with the clean predictions by kind, and the share of clean predictions that adapting changes."""
+    chosen = np.linspace(0, len(frames) - 1, min(REPORT_FRAMES, len(frames))).astype(int)
+    clean, truth = frames[chosen], classes[chosen]
+    rows = []
+    for number, kind in enumerate(BENCHMARK_KINDS):
+        weather = Weather(kind, REPORT_SEVERITY)
+        corrupted = weather(clean, np.random.default_rng(number))
+        frozen, adapted = (_agreement(draft, corrupted, truth, mode, threads) for mode in ("off", "auto"))
+        rows.append(SiteRow(weather.name, frozen, adapted))
+        progress("simulated weather", number + 1, len(BENCHMARK_KINDS))
+    return tuple(rows), 1 - _agreement(draft, frames, classes, "auto", threads)
+
+
+def _agreement(
+    draft: Path, frames: Iterable[Frames], truth: npt.NDArray[np.int64], mode: str, threads: int | None
+) -> float:
+    with Adapter.open(draft, adapt=mode, threads=threads) as adapter:
+        found = [adapter(frame).index for frame in frames]
+    return float(np.mean(np.array(found) == truth))
+
+
+def _self_test_theta(draft: Path, threads: int | None) -> npt.NDArray[np.float32]:
+    """θ after a step on the self-test's frames: it depends on the statistics."""
+    bundle = Bundle.load(draft)
+    engine = open_engine(bundle, threads=threads)
+    try:
+        engine.adapt(bundle.self_test["frames"][: bundle.manifest.adapt_batch].astype(np.uint8))
+        return engine.candidate["theta"].astype(np.float32)
+    finally:
+        engine.close()
+
+
+def _write(
+    bundle: Bundle,
+    out: Path,
+    measured: Measured,
+    canaries: Frames,
+    site: SiteInfo,
+    theta: npt.NDArray[np.float32] | None,
+) -> None:
+    manifest, members, _ = read_container(bundle.path)
+    statistics = {
+        "statistics.mean": measured.mean,
+        "statistics.std": measured.std,
+        "statistics.clean_discrepancy": measured.clean_discrepancy,
+    }
+    self_test = {**bundle.self_test, "canaries": canaries}
+    if theta is not None:
+        self_test["adapt.theta"] = theta
+    members["weights.safetensors"] = safetensors.numpy.save(
+        {name: np.array(array, order="C") for name, array in {**bundle.weights, **statistics}.items()}
+    )
+    members["selftest.safetensors"] = safetensors.numpy.save(
+        {name: np.array(array, order="C") for name, array in self_test.items()}
+    )
+    found = dataclasses.replace(manifest.statistics, source=site.source, images=site.frames)
+    new = manifest.replace(site=site, statistics=found, members=describe_members(members))
+    write_container(out, new, members)
+
+
+def _clean_discrepancy(
+    features: npt.NDArray[np.float64], mean: npt.NDArray[np.float64], std: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """The largest discrepancy of M features in a row, for every M; where there are too few, it falls like 1/M."""
+    found: list[float] = []
+    for window in CLEAN_WINDOWS:
+        if 2 * window > len(features) and found:
+            found.append(found[-1] / 2)
+            continue
+        starts = range(0, len(features) - window + 1, max(1, window // 4))
+        parts = (features[start : start + window] for start in starts)
+        found.append(
+            max(
+                float(np.square(part.mean(0) - mean).mean() + np.square(part.std(0, ddof=1) - std).mean())
+                for part in parts
+            )
+        )
+    return np.array(found)

@@ -1,0 +1,1 @@
+"""The bundle file: read, verified, its graphs spliced with their weights."""

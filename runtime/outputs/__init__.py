@@ -1,0 +1,1 @@
+"""Where predictions go: lines, tables, annotated videos, the live page, metrics."""

@@ -1,0 +1,255 @@
+"""The live page and what programs ask: on the loopback interface unless told otherwise.
+
+    /                page for people
+    /status          the same as JSON
+    /stream/NAME     pictures of a camera as MJPEG;  /picture/NAME  the latest one
+    /metrics         Prometheus
+    /healthz         200 while the run lives, else 503: what a supervisor restarts by
+    /readyz          200 while every camera gives predictions, else 503 with the reason
+
+There is no password: whoever reaches the port sees the pictures. Bound to loopback, requests by another host's name are
+refused, so that a web page elsewhere cannot read them through the visitor's browser.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import socket
+import sys
+import threading
+import time
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
+
+from mgg_edge.errors import SinkError, UsageError
+from mgg_edge.runtime.outputs.http_page import CONTENT_SECURITY_POLICY, PAGE
+from mgg_edge.runtime.outputs.http_view import CameraView
+from mgg_edge.runtime.outputs.metrics import CONTENT_TYPE, render
+
+__all__ = ["LiveServer", "parse_listen"]
+
+LOOPBACK = "127.0.0.1"
+MAX_CONNECTIONS = 32
+SOCKET_TIMEOUT_S = 10.0  # for a client that does not read or write
+STREAM_RATE = 15.0  # pictures a second at most, for each viewer
+HUNG_S = 30.0  # silence of a run after which it counts as hung
+_LOOPBACK_NAMES = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
+_logger = logging.getLogger(__name__)
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Host and port of `[HOST:]PORT`; the host is loopback unless named, port 0 takes a free one.
+
+    Raises:
+        UsageError: not of that form.
+    """
+    host, _, port = text.rpartition(":")
+    host = host.strip("[]") or LOOPBACK
+    if not (port.isascii() and port.isdecimal() and int(port) <= 65535 and re.fullmatch(r"[\w.:-]+", host, re.ASCII)):
+        raise UsageError(f"serve: expected [HOST:]PORT such as 8080 or 0.0.0.0:8080, found '{text}'")
+    return host, int(port)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    kind: str
+    body: bytes
+
+
+class LiveServer:
+    """Serves views of cameras on threads of its own, from construction to `close`.
+
+    Args:
+        listen: host and port.
+        info: what runs here: `version`, `engine`, `bundle`, `bundle_id`.
+        ready_s: how old the latest prediction of each camera may be.
+
+    Attributes:
+        cameras: views; set when the cameras are open.
+        address: where to look.
+
+    Raises:
+        SinkError: the address cannot be used.
+    """
+
+    def __init__(self, listen: tuple[str, int], info: Mapping[str, str], *, ready_s: float = 15.0) -> None:
+        self.cameras: Sequence[CameraView] = ()
+        self.info, self._ready_s = dict(info), ready_s
+        self.closing = threading.Event()
+        try:
+            self._server = _Server(listen, self)
+        except (OSError, OverflowError) as error:
+            where = f"{listen[0]}:{listen[1]}"
+            raise SinkError(f"serve: cannot listen on {where}: {getattr(error, 'strerror', None) or error}") from error
+        host, self.port = self._server.server_address[:2]
+        name = host.decode() if isinstance(host, bytes | bytearray) else host
+        self.address = f"http://{f'[{name}]' if ':' in name else name}:{self.port}/"
+        self.loopback = bool(_LOOPBACK_NAMES.fullmatch(f"[{name}]" if ":" in name else name))
+        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        self._thread.start()
+        if not self.loopback:
+            _logger.warning("serving on %s: everybody who reaches it sees the pictures", self.address)
+
+    def health(self) -> str | None:
+        """Why the run counts as hung, or None."""
+        for camera in self.cameras:
+            if not camera.silence_s <= HUNG_S:
+                return f"camera {camera.name}: the run has not moved for {camera.silence_s:.0f} s"
+        return None
+
+    def readiness(self) -> str | None:
+        """Why there are no current predictions, or None."""
+        if not self.cameras:
+            return "starting"
+        for camera in self.cameras:
+            age_s = camera.prediction_age_s
+            if camera.ended:
+                return f"camera {camera.name}: ended"
+            if age_s is None:
+                return f"camera {camera.name}: no prediction yet"
+            if not age_s <= self._ready_s:
+                return f"camera {camera.name}: no prediction for {age_s:.0f} s"
+        return self.health()
+
+    def camera(self, name: str) -> CameraView | None:
+        """The view of a camera."""
+        return next((camera for camera in self.cameras if camera.name == name), None)
+
+    def answer(self, path: str) -> _Answer:
+        """What is said on one path, streams apart."""
+        if path == "/":
+            return _Answer(200, "text/html; charset=utf-8", PAGE.encode())
+        if path == "/status":
+            reason = self.readiness()
+            cameras = [camera.status() for camera in self.cameras]
+            return _json(200, {"info": self.info, "ready": reason is None, "reason": reason, "cameras": cameras})
+        if path == "/metrics":
+            return _Answer(200, CONTENT_TYPE, render(self.cameras, self.info).encode())
+        if path in ("/healthz", "/readyz"):
+            reason = self.health() if path == "/healthz" else self.readiness()
+            good = {"status": "ok"} if reason is None else {"status": "unavailable", "reason": reason}
+            return _json(200 if reason is None else 503, good)
+        if path.startswith("/picture/"):
+            camera = self.camera(urllib.parse.unquote(path.removeprefix("/picture/")))
+            found = None if camera is None else camera.jpeg_after(-1, 0.0)
+            if found is not None:
+                return _Answer(200, "image/jpeg", found[1])
+        return _json(404, {"status": "not found"})
+
+    def close(self) -> None:
+        """Answer no more and free the port; safe to call twice."""
+        if not self.closing.is_set():
+            self.closing.set()
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 16
+
+    def __init__(self, listen: tuple[str, int], live: LiveServer) -> None:
+        self.address_family = socket.AF_INET6 if ":" in listen[0] else socket.AF_INET
+        self.live = live
+        self._free = threading.Semaphore(MAX_CONNECTIONS)
+        super().__init__(listen, _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._free.acquire(blocking=False):  # a thread for each: their number must have an end
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class's signature
+        error = sys.exc_info()[1]
+        level = logging.DEBUG if isinstance(error, OSError) else logging.WARNING  # clients go away all the time
+        _logger.log(level, "http: an answer was not completed: %s: %s", type(error).__name__, error)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    # One request a connection: no thread waits for another, and nothing is answered after `close`.
+    protocol_version = "HTTP/1.0"
+    server_version, sys_version = "mgg-edge", ""
+    timeout = SOCKET_TIMEOUT_S
+
+    def do_GET(self) -> None:
+        live = self._live
+        path = urllib.parse.urlsplit(self.path).path
+        if live.loopback and not _LOOPBACK_NAMES.fullmatch(self.headers.get("Host", "")):
+            self._send(_json(403, {"status": "forbidden", "reason": "ask by the name localhost"}))
+        elif path.startswith("/stream/"):
+            self._stream(urllib.parse.unquote(path.removeprefix("/stream/")))
+        else:
+            self._send(live.answer(path))
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    @property
+    def _live(self) -> LiveServer:
+        server = self.server
+        if not isinstance(server, _Server):
+            raise TypeError("this handler belongs to another server")
+        return server.live
+
+    def _send(self, answer: _Answer) -> None:
+        self.send_response(answer.status)
+        self._headers(answer.kind)
+        self.send_header("Content-Length", str(len(answer.body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer.body)
+
+    def _stream(self, name: str) -> None:
+        live, camera = self._live, self._live.camera(name)
+        if camera is None:
+            self._send(_json(404, {"status": "not found", "reason": "no such camera"}))
+            return
+        self.close_connection = True
+        self.send_response(200)
+        self._headers("multipart/x-mixed-replace; boundary=picture")
+        self.end_headers()
+        index = -1
+        while self.command != "HEAD" and not live.closing.is_set():
+            start_s = time.monotonic()
+            found = camera.jpeg_after(index, 1.0)
+            if found is not None:
+                index, data = found
+                head = f"--picture\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
+                self.wfile.write(head.encode() + data + b"\r\n")
+            elif camera.ended:
+                return
+            live.closing.wait(max(0.0, start_s + 1 / STREAM_RATE - time.monotonic()))
+
+    def _headers(self, kind: str) -> None:
+        self.send_header("Content-Type", kind)
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Cross-Origin-Resource-Policy", "same-origin")
+        self.send_header("Content-Security-Policy", CONTENT_SECURITY_POLICY)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+        _logger.debug("http: %s", format % args)
+
+
+def _json(status: int, value: Mapping[str, Any]) -> _Answer:
+    return _Answer(status, "application/json", json.dumps(value).encode())

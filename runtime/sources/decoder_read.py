@@ -1,0 +1,147 @@
+"""Opening and reading of a live source, inside the decoding process.
+
+{"reader": "ffmpeg", "address": …, "format": …, "options": {…}}     network streams and cameras, by PyAV
+{"reader": "gstreamer", "address": pipeline}                         by OpenCV, where it was built with GStreamer
+{"reader": "synthetic", "address": …}                                made here, with faults
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.error import FFmpegError
+
+from mgg_edge.errors import MissingDependencyError, SourceError
+from mgg_edge.runtime.sources.source import DEFAULT_RATE
+from mgg_edge.runtime.sources.source_address import redact
+from mgg_edge.runtime.sources.source_picture import MAX_PIXELS, PictureConverter, usable_rate
+from mgg_edge.runtime.sources.source_track import choose_track
+
+__all__ = ["DecodedPicture", "Reader", "open_reader"]
+
+REFUSED_FORMATS = frozenset({"concat", "tty"})  # read local files of the sender's choice; draw text
+DECODER_ERRORS = (FFmpegError, OSError, IndexError, ValueError)
+# Streams lose packets: so many pictures in a row may be undecodable before the connection counts as broken.
+MAX_BAD_PACKETS = 300
+
+
+@dataclass(frozen=True)
+class DecodedPicture:
+    """A picture u8[H,W,3] with the stream's time, or None, and `time.monotonic()` of its arrival."""
+
+    image: npt.NDArray[np.uint8]
+    time_s: float | None
+    captured_s: float
+
+
+@dataclass(frozen=True)
+class Reader:
+    """An opened source: pictures per second, whether it has a known end, and its pictures."""
+
+    rate: Fraction
+    finite: bool
+    pictures: Iterator[DecodedPicture]
+
+
+def open_reader(request: Mapping[str, Any]) -> Reader:
+    """Open what a request names.
+
+    Raises:
+        SourceError: it cannot be opened.
+        MissingDependencyError: OpenCV is absent, or has no GStreamer.
+    """
+    readers = {"ffmpeg": _open_ffmpeg, "gstreamer": _open_gstreamer, "synthetic": _open_synthetic}
+    return readers[request["reader"]](request)
+
+
+def _open_ffmpeg(request: Mapping[str, Any]) -> Reader:
+    try:
+        container = av.open(
+            request["address"],
+            format=request.get("format"),
+            options=dict(request.get("options", {})),
+            timeout=(float(request["open_timeout_s"]), float(request["stall_timeout_s"])),
+            metadata_errors="replace",
+        )
+    except (FFmpegError, OSError, ValueError) as error:
+        raise SourceError(f"cannot open: {_reason(error)}") from error
+    if REFUSED_FORMATS.intersection(container.format.name.split(",")):
+        raise SourceError("expected a video stream, found text or a list of files")
+    stream = choose_track("stream", container)
+    if not hasattr(stream, "width"):
+        raise SourceError("no decoder for this video")
+    if not 0 <= stream.width * stream.height <= MAX_PIXELS:
+        raise SourceError(f"expected at most {MAX_PIXELS} pixels, found {stream.width}x{stream.height}")
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+    # Frame threads would hold back one picture for each of them.
+    stream.thread_type = "SLICE"
+    return Reader(usable_rate(stream), container.duration is not None, _decode(container, stream))
+
+
+def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[DecodedPicture]:
+    converter, bad = PictureConverter(), 0
+    try:
+        for packet in container.demux(stream):
+            try:
+                pictures = packet.decode()
+            except DECODER_ERRORS as error:
+                bad += 1
+                if not bad <= MAX_BAD_PACKETS:
+                    raise SourceError(f"{bad} packets in a row cannot be decoded: {_reason(error)}") from error
+                continue
+            for picture in pictures:
+                bad = 0
+                captured_s = time.monotonic()
+                time_s = picture.time if picture.pts is not None else None
+                yield DecodedPicture(converter.convert(picture), time_s, captured_s)
+    except DECODER_ERRORS as error:
+        raise SourceError(f"reading failed: {_reason(error)}") from error
+
+
+def _open_gstreamer(request: Mapping[str, Any]) -> Reader:
+    try:
+        cv2: Any = importlib.import_module("cv2")
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"a GStreamer pipeline needs OpenCV built with GStreamer, and OpenCV is missing ({error}); "
+            "on a Jetson install the system's python3-opencv"
+        ) from error
+    if not any("GStreamer" in line and "YES" in line for line in cv2.getBuildInformation().splitlines()):
+        raise MissingDependencyError(
+            f"a GStreamer pipeline needs OpenCV built with GStreamer, and OpenCV {cv2.__version__} here is built "
+            "without; on a Jetson install the system's python3-opencv"
+        )
+    capture = cv2.VideoCapture(request["address"], cv2.CAP_GSTREAMER)
+    if not capture.isOpened():
+        raise SourceError("GStreamer cannot start the pipeline; try it with gst-launch-1.0 (it must end in appsink)")
+    rate = Fraction(capture.get(cv2.CAP_PROP_FPS) or 0).limit_denominator(1001)
+    return Reader(rate if rate > 0 else DEFAULT_RATE, False, _grab(cv2, capture))
+
+
+def _grab(cv2: Any, capture: Any) -> Iterator[DecodedPicture]:
+    while True:
+        good, image = capture.read()
+        captured_s = time.monotonic()
+        if not good:
+            raise SourceError("the GStreamer pipeline gives no more pictures")
+        yield DecodedPicture(np.ascontiguousarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)), None, captured_s)
+
+
+def _open_synthetic(request: Mapping[str, Any]) -> Reader:
+    from mgg_edge.runtime.sources.source_synthetic import SyntheticSource
+
+    source = SyntheticSource.parse(request["address"], in_decoder=True)
+    pictures = (DecodedPicture(frame.image, frame.time_s, frame.captured_s) for frame in source)
+    return Reader(source.rate, False, pictures)
+
+
+def _reason(error: Exception) -> str:
+    return redact(getattr(error, "strerror", None) or str(error))

@@ -1,0 +1,221 @@
+"""A camera or a network stream: decoded in a process that is replaced when it hangs, breaks or dies.
+
+    connected ── nothing for `stall_timeout_s` ──▶ process killed ──▶ wait (back-off with jitter) ──▶ new process
+        └─────── error, end, crash ──────────────────────────────────▶ wait ...
+
+The first connection must succeed, so that a wrong address is told at once. Later ones are tried for ever, or as often
+as `max_reconnects` allows without one picture between. The picture size may differ after a reconnection.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any
+
+from mgg_edge.errors import MggEdgeError, MissingDependencyError, SourceError, UsageError
+from mgg_edge.runtime.sources.decoder import Decoder, EndedError, Opened, Picture, StalledError
+from mgg_edge.runtime.sources.source import ClosingSource, Frame
+from mgg_edge.runtime.sources.source_backoff import Backoff
+
+__all__ = ["LiveOptions", "LiveSource", "LiveStats"]
+
+MAX_LIVE_TIMEOUT_S = 3600.0
+MIN_LIFETIME_S = 0.5  # of a connection; one that breaks at once is not remade in a busy loop
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LiveOptions:
+    """How patient to be.
+
+    Attributes:
+        open_timeout_s: for a connection and its first picture.
+        stall_timeout_s: without a picture, before the decoding process is killed.
+        max_reconnects: attempts in a row without one picture; None tries for ever.
+        backoff: waiting times between attempts.
+    """
+
+    open_timeout_s: float = 15.0
+    stall_timeout_s: float = 5.0
+    max_reconnects: int | None = None
+    backoff: Backoff = field(default_factory=Backoff)
+
+    def __post_init__(self) -> None:
+        for name in ("open_timeout_s", "stall_timeout_s"):
+            if not 0 < getattr(self, name) <= MAX_LIVE_TIMEOUT_S:
+                raise UsageError(
+                    f"{name}: expected more than 0 and at most {MAX_LIVE_TIMEOUT_S:.0f} seconds, "
+                    f"found {getattr(self, name)}"
+                )
+        if self.max_reconnects is not None and not self.max_reconnects >= 0:
+            raise UsageError(f"max_reconnects: expected a number of at least 0, found {self.max_reconnects}")
+
+
+@dataclass(frozen=True)
+class LiveStats:
+    """What became of a connection.
+
+    Attributes:
+        connected: a decoding process runs and has given a picture.
+        disconnects: connections lost, for any reason.
+        kills: decoding processes killed because nothing came.
+        reconnects: connections made anew.
+    """
+
+    connected: bool = False
+    disconnects: int = 0
+    kills: int = 0
+    reconnects: int = 0
+
+
+class LiveSource(ClosingSource):
+    """Pictures of a camera or stream; opens at once and waits for the first picture.
+
+    Args:
+        request: what the decoding process is to open (see `decoder_read`).
+        name: for messages; redacted.
+        options: patience.
+
+    Attributes:
+        stats: connections so far; may be read by any thread.
+
+    Raises:
+        SourceError: it cannot be opened, or gives nothing in time.
+        MissingDependencyError: it needs a package that is absent.
+    """
+
+    def __init__(self, request: Mapping[str, Any], name: str, options: LiveOptions | None = None) -> None:
+        self.name, self.live = name, True
+        self.frames_expected: int | None = None
+        self._options = options or LiveOptions()
+        self._backoff = replace(self._options.backoff)
+        self._request = {
+            **request,
+            "open_timeout_s": self._options.open_timeout_s,
+            "stall_timeout_s": self._options.stall_timeout_s,
+        }
+        self._closing = threading.Event()
+        self._lock = threading.Lock()  # guards `_decoder` against an interruption while it is replaced
+        self._decoder: Decoder | None = None
+        self._connected_s = 0.0
+        self.stats = LiveStats()
+        try:
+            self._opened, self._first = self._connect()
+        except MggEdgeError as error:
+            self.close()
+            raise type(error)(f"{name}: {error}") from error
+        self.rate: Fraction = self._opened.rate
+        self.height, self.width = self._first.image.shape[:2]
+
+    @property
+    def process_id(self) -> int | None:
+        """Of the decoding process, while there is one."""
+        decoder = self._decoder
+        return None if decoder is None else decoder.process_id
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield pictures until the source is interrupted, ends (a recording) or is lost for good.
+
+        Raises:
+            SourceError: a recording broke off, or too many reconnections failed.
+        """
+        picture: Picture | None = self._first
+        start_s, index = self._first.captured_s, 0
+        while picture is not None:
+            # Streams restart their clocks; the arrival is what a reader can rely on.
+            yield Frame(index, picture.captured_s - start_s, picture.image, picture.captured_s)
+            index += 1
+            picture = self._next()
+
+    def interrupt(self) -> None:
+        """End the iteration now; from any thread."""
+        self._closing.set()
+        with self._lock:
+            if self._decoder is not None:
+                self._decoder.kill()
+
+    def close(self) -> None:
+        """End the decoding process; safe to call twice."""
+        self._closing.set()
+        self._drop_decoder()
+
+    def _next(self) -> Picture | None:
+        try:
+            if self._decoder is None:
+                raise SourceError("not connected")
+            return self._decoder.picture(self._options.stall_timeout_s)
+        except (SourceError, OSError) as error:
+            if self._closing.is_set():
+                return None
+            if self._opened.finite:
+                self.close()
+                if isinstance(error, EndedError):
+                    return None
+                raise SourceError(f"{self.name}: {error}") from error
+            self._lost(error)
+            if self._options.max_reconnects == 0:
+                raise SourceError(f"{self.name}: connection lost: {error}") from error
+        return self._reconnect()
+
+    def _reconnect(self) -> Picture | None:
+        failures = 0
+        self._backoff.reset()
+        wait_s = max(0.0, MIN_LIFETIME_S - (time.monotonic() - self._connected_s))
+        while not self._closing.wait(wait_s):
+            try:
+                self._opened, picture = self._connect()
+            except MissingDependencyError:
+                raise
+            except (MggEdgeError, OSError) as error:
+                self._drop_decoder()
+                if self._closing.is_set():
+                    return None
+                failures, wait_s = failures + 1, self._backoff.next_s()
+                limit = self._options.max_reconnects
+                if limit is not None and not failures < limit:
+                    raise SourceError(f"{self.name}: lost after {failures} attempts to reconnect: {error}") from error
+                _logger.info("%s: attempt %d to reconnect failed: %s", self.name, failures, error)
+                continue
+            self._count(connected=True, reconnects=self.stats.reconnects + 1)
+            _logger.info("%s: connected again", self.name)
+            return picture
+        return None
+
+    def _connect(self) -> tuple[Opened, Picture]:
+        deadline_s = time.monotonic() + self._options.open_timeout_s
+        decoder = Decoder(self._request)
+        with self._lock:
+            self._decoder = decoder
+            if self._closing.is_set():
+                decoder.kill()
+        try:
+            opened = decoder.opened(self._options.open_timeout_s)
+            picture = decoder.picture(deadline_s - time.monotonic())
+        except StalledError as error:
+            raise StalledError(f"no picture within {self._options.open_timeout_s:g} s") from error
+        except EndedError as error:
+            raise SourceError("the stream ended without a picture") from error
+        self._connected_s = time.monotonic()
+        self._count(connected=True)
+        return opened, picture
+
+    def _lost(self, error: Exception) -> None:
+        stalled = isinstance(error, StalledError)
+        reason = f"no picture for {self._options.stall_timeout_s:g} s" if stalled else str(error)
+        _logger.warning("%s: connection lost: %s", self.name, reason)
+        self._drop_decoder()
+        self._count(connected=False, disconnects=self.stats.disconnects + 1, kills=self.stats.kills + int(stalled))
+
+    def _drop_decoder(self) -> None:
+        with self._lock:
+            decoder, self._decoder = self._decoder, None
+        if decoder is not None:
+            decoder.close()
+
+    def _count(self, **changes: Any) -> None:
+        self.stats = LiveStats(**{**vars(self.stats), **changes})
