@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _results import adaptation_tables, kinds_table
 from torch import Tensor
 
 from mgg_edge.learn import Adam, Backbone, Objective, Sgd
@@ -198,6 +199,7 @@ def main() -> None:
             result = measure(name, path, learner, held_out, kinds)
             kept.write_text(json.dumps({"name": name, "seed": seed, **result}))
             print(f"-- {name}, seed {seed}: {time.monotonic() - started:.0f} s", flush=True)
+    print(f"{adaptation_tables(arguments.kept)}\n\n{kinds_table(arguments.kept, BENCHMARK_KINDS)}")
 
 
 def measure(name: str, path: Path, learner: Learner, held_out: World, kinds: Kinds) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _results import stream_table
 
 from mgg_edge.cli.main import main as mgg_edge
 from mgg_edge.runtime import Adapter
@@ -104,6 +105,7 @@ def main() -> None:
                 result = measure(bundle, name, seed, source, "off" if rule == "frozen" else None)
                 kept.write_text(json.dumps({"rule": rule, "stream": name, "seed": seed, **result}))
                 print(f"-- {rule} {name} {seed}: {result} {time.monotonic() - started:.0f} s", flush=True)
+    print(stream_table(arguments.kept))
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def forward_rule(**options):
     rule = Forward(N, D, rank=4, seed=3, **options)
     with torch.no_grad():
         rule.write.mul_(300)
-        rule.log_scale.copy_(torch.linspace(-0.3, 0.2, 6))
+        rule.log_scale.copy_(torch.linspace(-0.3, 0.2, 5))
         rule.shift_scale.copy_(torch.linspace(0.5, 2, 2 * D))
     return rule
 
@@ -119,6 +119,17 @@ class TestForward:
         exact = torch.randn(32, D, generator=generator(7), dtype=torch.float64)
         exact = (exact - exact.mean(0)) / exact.std(0) * numbers.std + numbers.mean
         assert torch.equal(run(forward_rule(), [exact]), numbers.theta)
+
+    def test_a_window_beyond_those_of_the_training_is_scaled_like_the_longest(self):
+        """A knot that no training reached would stay at 1 while the others shrink, and the map leap."""
+        rule = forward_rule()
+        with torch.no_grad():
+            rule.log_scale.fill_(-3.0)
+        batch = features(64, 3)
+        long = torch.cat([batch, batch])
+        numbers = source()
+        ratio = (run(rule, [long]) - numbers.theta).norm() / (run(rule, [batch]) - numbers.theta).norm()
+        assert float(ratio.detach()) == pytest.approx(1, abs=0.1)
 
     def test_no_step_is_larger_than_its_bound(self):
         rule = forward_rule()

@@ -5,9 +5,10 @@ r"""`forward`: θ straight from feature statistics, without a gradient.
     θ = θ₀ − rate · gate · κ(M) · P tanh(Q (z ⊘ ρ))
     gate = e / (e + k),   e = max(0, Δ(M)/Δ_clean(M) − 1)
 
-P [N, r], Q [r, 2D], κ (six knots in log M) and k are learned on random domains; ρ [2D] is the root mean square of z
-over such domains. The map is memoryless: what it gives depends on the frames in the window alone, so nothing can add up
-and a clean stream leads back to θ₀ by itself. One forward pass under θ₀ and two matrix products; no backward pass.
+P [N, r], Q [r, 2D], κ (knots in log M, at the windows of the training) and k are learned on random domains; ρ [2D] is
+the root mean square of z over such domains. The map is memoryless: what it gives depends on the frames in the window
+alone, so nothing can add up and a clean stream leads back to θ₀ by itself. One forward pass under θ₀ and two matrix
+products; no backward pass.
 
 The state is the window: for each of its last W batches the sums Σx and Σx² of x = features − μ_S, which are small where
 nothing has changed, so that single precision suffices.
@@ -28,7 +29,7 @@ __all__ = ["Forward", "ForwardState", "WindowStatistics"]
 
 RANK = 64
 WINDOW_BATCHES = 8
-SCALE_KNOTS = (4, 8, 16, 32, 64, 128)
+SCALE_KNOTS = (4, 8, 16, 32, 64)  # the windows it is trained on: beyond them κ stays as at the last
 UNTRAINED_SCALE = 1e-3
 
 
