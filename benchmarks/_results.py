@@ -75,6 +75,17 @@ def adaptation_tables(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def sensitivity_table(folder: Path) -> str:
+    """Accuracy after 10 updates at multiples of each rule's rate; one seed."""
+    parts = {part["name"]: part["sensitivity"] for part in read(folder, "*.json") if "sensitivity" in part}
+    factors = ("0.1", "0.3", "1.0", "3.0", "10.0")
+    lines = ["| rule | " + " | ".join(f"× {factor}" for factor in factors) + " |", "|---" * (len(factors) + 1) + "|"]
+    for name in (name for name in ORDER if name in parts):
+        cells = [f"{100 * parts[name][factor]:.1f}" if factor in parts[name] else "refused" for factor in factors]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def kinds_table(folder: Path, kinds: tuple[str, ...]) -> str:
     """Each kind: frozen, `forward` from 16 and 64 frames, oracle."""
     parts = read(folder, "*.json")

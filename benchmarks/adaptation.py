@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _results import adaptation_tables, kinds_table
+from _results import adaptation_tables, kinds_table, sensitivity_table
 from torch import Tensor
 
 from mgg_edge.learn import Adam, Backbone, Objective, Sgd
@@ -40,6 +40,7 @@ SEEDS = (0, 1, 2)
 FRESH, PART = 300, 60
 UPDATES = (1, 5, 10, 25)
 BATCHES = {0: (4, 8, 16, 64), 1: (16,), 2: (16,)}  # of each seed: batches other than 16 cost more than they tell
+FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 WINDOWS = (4, 8, 16, 32, 64, 128)
 SEVERITY = 5
 RATES = {"sgd": (3e-3, 1e-2, 3e-2), "adam": (3e-3, 1e-2, 2e-2, 4e-2)}
@@ -121,7 +122,20 @@ def measure_gradient_rule(
         result["kinds"][batch] = {count: accuracy(learner, theta, fresh) for count, theta in thetas.items()}
     thetas = adapt(rule, rate, learner, lambda n: kinds.clean(16, n)[0], 1, (10, 50))
     result["clean"] = {count: accuracy(learner, theta, clean)[0] for count, theta in thetas.items()}
+    if kinds.seed == 0:
+        result["sensitivity"] = measure_sensitivity(rule, rate(1), learner, kinds)
     return result
+
+
+def measure_sensitivity(rule: UpdateRule, rate: float, learner: Learner, kinds: Kinds) -> dict[str, float]:
+    """Mean accuracy after 10 updates of batch 16 at multiples of a rate, as far as the rule allows them."""
+    fresh, found = kinds.draw(FRESH, 0), {}
+    for factor in FACTORS:
+        if rate * factor <= rule.max_learning_rate:
+            own = rate * factor
+            theta = adapt(rule, lambda _n, r=own: r, learner, lambda n: kinds.draw(16, 16_000 + n)[0], 15, (10,))[10]
+            found[str(factor)] = round(float(np.mean(accuracy(learner, theta, fresh))), 4)
+    return found
 
 
 def measure_forward(rule: Forward, learner: Learner, kinds: Kinds) -> dict[str, Any]:
@@ -199,7 +213,8 @@ def main() -> None:
             result = measure(name, path, learner, held_out, kinds)
             kept.write_text(json.dumps({"name": name, "seed": seed, **result}))
             print(f"-- {name}, seed {seed}: {time.monotonic() - started:.0f} s", flush=True)
-    print(f"{adaptation_tables(arguments.kept)}\n\n{kinds_table(arguments.kept, BENCHMARK_KINDS)}")
+    print(f"{adaptation_tables(arguments.kept)}\n\n{kinds_table(arguments.kept, BENCHMARK_KINDS)}\n")
+    print(sensitivity_table(arguments.kept))
 
 
 def measure(name: str, path: Path, learner: Learner, held_out: World, kinds: Kinds) -> dict[str, Any]:

@@ -69,7 +69,8 @@ class GradientTrainer:
     """
 
     def __init__(self, rule: UpdateRule, learner: Learner, world: World, rate: float, recipe: GradientRecipe) -> None:
-        self.rule, self.learner, self.world, self.rate, self.recipe = rule, learner, world, rate, recipe
+        self.rule, self.learner, self.world, self.recipe = rule, learner, world, recipe
+        self.rate = rate if isinstance(rule, GradientRule) else rule.max_learning_rate
         self._round: _Round | None = None
 
     def prepare(self, rng: np.random.Generator) -> None:
@@ -169,11 +170,11 @@ def rule_update(rule: UpdateRule, gradient: Tensor, ratio: Tensor, state: Any, r
         gradient: f[E, N].
         ratio: f[E], Δ/Δ_clean.
         state: of E · N scalars.
-        rate: α of plain gradient rules.
+        rate: α of plain gradient rules, the share of what was learned of others.
     """
     if isinstance(rule, Plus):
         update, state = rule.scaled_update(gradient.flatten(), ratio, state)
-        return update.reshape(gradient.shape), state
+        return rate * update.reshape(gradient.shape), state
     if not isinstance(rule, GradientRule):
         raise UsageError(f"meta-training: '{rule.name}' takes no gradient")
     direction, state = rule.update(gradient.flatten(), state)
