@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -85,7 +86,33 @@ def log_to_terminal(*, as_json: bool = False) -> Console:
     return console
 
 
-class RunDisplay:
+class _LiveView(ABC):
+    """Something redrawn on a terminal while a `with` statement lasts; silent elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._live = (
+            Live(get_renderable=self._render, console=console, refresh_per_second=REFRESHES_PER_S, transient=True)
+            if console.is_terminal
+            else None
+        )
+
+    @abstractmethod
+    def _render(self) -> Group:
+        """What to show now."""
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+
+class RunDisplay(_LiveView):
     """Live progress of a run: bar, rate, current predictions, sparklines of the entropy. Silent off a terminal.
 
     Several sources may tell it of predictions at once, each from its own thread.
@@ -107,11 +134,7 @@ class RunDisplay:
             TextColumn("{task.completed} frames"), BarColumn(), _Rate(), TimeRemainingColumn(), console=console
         )
         self._task = self._progress.add_task("run", total=total)
-        self._live = (
-            Live(get_renderable=self._render, console=console, refresh_per_second=REFRESHES_PER_S, transient=True)
-            if console.is_terminal
-            else None
-        )
+        super().__init__(console)
 
     def __call__(self, _: Frame, prediction: Prediction) -> None:
         """Take note of one prediction of the only source."""
@@ -120,17 +143,6 @@ class RunDisplay:
     def of_source(self, name: str) -> Callable[[Frame, Prediction], None]:
         """What is told of the predictions of one of several sources."""
         return lambda _, prediction: self._note(name, prediction)
-
-    def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
 
     def _note(self, name: str, prediction: Prediction) -> None:
         with self._lock:
@@ -187,7 +199,7 @@ class Stages:
         self._progress.stop()
 
 
-class DemoDisplay:
+class DemoDisplay(_LiveView):
     """Live progress of the demonstration: a bar, the weather, and how well each reader has read lately.
 
     Args:
@@ -200,27 +212,12 @@ class DemoDisplay:
         self._scores, self._weather = scores, ""
         self._progress = Progress(TextColumn("{task.completed} frames"), BarColumn(), _Rate(), console=console)
         self._task = self._progress.add_task("demo", total=total)
-        self._live = (
-            Live(get_renderable=self._render, console=console, refresh_per_second=REFRESHES_PER_S, transient=True)
-            if console.is_terminal
-            else None
-        )
+        super().__init__(console)
 
     def __call__(self, frame: DemoFrame) -> None:
         """Take note of one frame."""
         self._weather = frame.weather
         self._progress.advance(self._task)
-
-    def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
 
     def _render(self) -> Group:
         lines = [Text.assemble(("weather  ", "bright_black"), (self._weather, "bold"))]

@@ -26,8 +26,8 @@ from safetensors.torch import save
 
 import mgg_edge.learn.reader
 from mgg_edge.errors import MggEdgeError
+from mgg_edge.learn.checkpoint import write_file
 from mgg_edge.learn.training.source import SourceRecipe, accuracy, train_source
-from mgg_edge.learn.training.state import write_file
 from mgg_edge.scenes.glyphs import GlyphSet, load_glyphs
 from mgg_edge.scenes.sources import GlyphSource, LabelledFrames
 

@@ -1,7 +1,8 @@
-"""Reading model weights: safetensors, or PyTorch files restricted to tensors."""
+"""Files of numbers: model weights read from safetensors or PyTorch files restricted to tensors; files written whole."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mgg_edge.errors import UsageError, WeightsError
+from mgg_edge.errors import SinkError, UsageError, WeightsError
 
-__all__ = ["assign_weights", "read_state_dict"]
+__all__ = ["assign_weights", "read_state_dict", "write_file"]
 
 NESTED_KEYS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema")
 PREFIXES = ("module.", "model.")
@@ -90,3 +91,21 @@ def _strip_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _some(names: list[str]) -> str:
     rest = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return ", ".join(f"'{name}'" for name in names[:MAX_NAMED]) + rest
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        SinkError: it cannot be written.
+    """
+    draft = path.with_name(f"{path.name}.part")
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise SinkError(f"{path}: cannot write: {error.strerror or error}") from error

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mgg_edge.errors import SinkError
-from mgg_edge.learn.training.state import write_file
+from mgg_edge.learn.checkpoint import write_file
 
 __all__ = ["Job", "PartStore", "Row"]
 

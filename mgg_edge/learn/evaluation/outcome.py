@@ -12,11 +12,11 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mgg_edge.learn.checkpoint import write_file
 from mgg_edge.learn.evaluation.jobs import Row
 from mgg_edge.learn.evaluation.plots import draw_plots
 from mgg_edge.learn.evaluation.report import html_report
 from mgg_edge.learn.evaluation.tables import Summary, rows_as_csv, summarise
-from mgg_edge.learn.training.state import write_file
 
 __all__ = ["write_outcome"]
 

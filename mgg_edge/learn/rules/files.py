@@ -23,8 +23,8 @@ import safetensors
 import torch
 from safetensors.torch import save
 
-from mgg_edge.errors import SinkError, UsageError, WeightsError
-from mgg_edge.learn.checkpoint import read_state_dict
+from mgg_edge.errors import UsageError, WeightsError
+from mgg_edge.learn.checkpoint import read_state_dict, write_file
 from mgg_edge.learn.rules.base import UpdateRule
 from mgg_edge.learn.rules.classic import Adam, Sgd
 from mgg_edge.learn.rules.forward import Forward
@@ -91,13 +91,7 @@ def save_rule(path: str | os.PathLike[str], rule: UpdateRule, report: Mapping[st
         "report": json.dumps(report or {}),
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in rule.state_dict().items()}
-    draft = Path(f"{os.fspath(path)}.partial")
-    try:
-        draft.write_bytes(save(tensors, header))
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise SinkError(f"{path}: cannot write the rule: {error.strerror or error}") from error
+    write_file(Path(path), save(tensors, header))
 
 
 def load_rule(path: Path, size: int, features: int) -> UpdateRule:

@@ -25,7 +25,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mgg_edge.errors import SinkError, UsageError, WeightsError
+from mgg_edge.errors import UsageError, WeightsError
+from mgg_edge.learn.checkpoint import write_file
 from mgg_edge.learn.rules.base import GradientRule
 from mgg_edge.learn.rules.classic import moments
 from mgg_edge.learn.rules.memory import MemoryWeights, factored_memory, initial_memory, normalise, plain_memory
@@ -169,13 +170,7 @@ class MGG(GradientRule):
         """
         tensors = {name: value.detach().contiguous() for name, value in self.named_parameters()}
         header = {**(metadata or {}), "format": FORMAT, "bias_correction": self.bias_correction}
-        temporary = Path(f"{os.fspath(path)}.partial")
-        try:
-            temporary.write_bytes(save(tensors, header))
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise SinkError(f"{path}: cannot write the MGG: {error.strerror or error}") from error
+        write_file(Path(path), save(tensors, header))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, memory: str = "factored") -> MGG:

@@ -21,9 +21,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mgg_edge.errors import UsageError, WeightsError
+from mgg_edge.learn.checkpoint import write_file
 from mgg_edge.learn.rules.base import UpdateRule
 from mgg_edge.learn.training.optimiser import RULE_RATES, MetaOptimiser
-from mgg_edge.learn.training.state import write_file
 
 __all__ = ["LoopRecipe", "Progress", "RuleTrainer", "meta_train"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,29 +12,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mgg_edge.errors import SinkError, WeightsError
-from mgg_edge.learn.checkpoint import assign_weights
+from mgg_edge.errors import WeightsError
+from mgg_edge.learn.checkpoint import assign_weights, write_file
 
-__all__ = ["read_training_state", "write_file", "write_training_state"]
+__all__ = ["read_training_state", "write_training_state"]
 
 OPTIMISER = "optimiser"
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        SinkError: it cannot be written.
-    """
-    draft = path.with_name(f"{path.name}.part")
-    try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except OSError as error:
-        raise SinkError(f"{path}: cannot write: {error}") from error
 
 
 def write_training_state(
