@@ -38,7 +38,10 @@ def sources() -> set[str]:
     outer = ("export", "runtime", "cli", *(f"runtime/{room}" for room in rooms))
     for folder, parent in (*((name, "mgg_edge") for name in inner), *((name, "") for name in outer)):
         modules |= {f"mgg_edge/{folder}/{path.name}" for path in (ROOT / parent / folder).glob("*.py")}
-    return modules | {f"mgg_edge/data/{path.name}" for path in (ROOT / "mgg_edge" / "data").glob("*.mgg")}
+    data = [path for path in (ROOT / "mgg_edge" / "data").iterdir() if path.suffix in (".mgg", ".safetensors", ".md")]
+    assert {"default.mgg", "reader-mgg.mgg", "characters.safetensors", "MODEL_CARD.md"} == {path.name for path in data}
+    assert sum(path.stat().st_size for path in data) <= 8_000_000
+    return modules | {f"mgg_edge/data/{path.name}" for path in data}
 
 
 def test_the_wheel_holds_every_module_once_and_nothing_else(wheel: zipfile.ZipFile) -> None:
