@@ -19,7 +19,9 @@ __all__ = ["export"]
 def export(
     backbone: Annotated[str, typer.Option(help="timm model name, or torchvision/NAME.")],
     out: Annotated[Path, typer.Option(help="Bundle to write.")],
-    weights: Annotated[str, typer.Option(help="FILE (.safetensors, .pth), 'pretrained' or 'random'.")] = "pretrained",
+    weights: Annotated[
+        str, typer.Option(help="FILE (.safetensors, .pth), 'pretrained', 'package' (installed) or 'random'.")
+    ] = "pretrained",
     source_data: Annotated[
         Path | None, typer.Option(help="Directory of at least 32 clean images, or a glyph file.")
     ] = None,

@@ -36,7 +36,9 @@ def train(
     backbone: Annotated[str, typer.Option(help="timm model name, or torchvision/NAME.")],
     data: Annotated[Path, typer.Option(help="Clean pictures: a folder a class, any images, or a glyph file.")],
     out: Annotated[Path, typer.Option(help="File of learned numbers to write, .safetensors.")],
-    weights: Annotated[str, typer.Option(help="FILE (.safetensors, .pth), 'pretrained' or 'random'.")] = "pretrained",
+    weights: Annotated[
+        str, typer.Option(help="FILE (.safetensors, .pth), 'pretrained', 'package' (installed) or 'random'.")
+    ] = "pretrained",
     rule: Annotated[LearnedRule, typer.Option(help="What to learn.")] = LearnedRule.FORWARD,
     target: Annotated[
         Target, typer.Option(help="labels of the pictures, or what the frozen model says of the clean ones.")

@@ -21,6 +21,7 @@ from mgg_edge.learn.images import find_images, load_images, synthetic_frames
 from mgg_edge.learn.norm_layers import ADAPT_ALL
 from mgg_edge.learn.norm_statistics import DEFAULT_NORM_STATISTICS
 from mgg_edge.learn.objective import Objective
+from mgg_edge.learn.packaged_weights import PACKAGED, packaged_weights
 from mgg_edge.learn.pictures import open_pictures
 from mgg_edge.learn.rules.base import UpdateRule
 from mgg_edge.learn.rules.files import LEARNED_RULES, RULES, load_rule, untrained_rule
@@ -49,7 +50,7 @@ class ExportRequest:
 
     Attributes:
         backbone: timm model name, or `torchvision/` and a torchvision model name.
-        weights: `random`, `pretrained` or the path of a file.
+        weights: `random`, `pretrained`, `package` (of an installed package that carries them) or the path of a file.
         seed: of random weights and of an untrained rule.
         source_data: directory of clean images, a glyph file, or None for a synthetic set.
         rule: `mgg`, `adam` or `sgd`.
@@ -150,6 +151,8 @@ def compose_backbone(request: ExportRequest) -> Backbone:
         options["img_size"] = request.image_size
     if request.classes is not None:
         options["num_classes"] = request.classes
+    if request.weights == "package":
+        return _packaged(request.backbone, options)
     if request.weights in ("random", "pretrained"):
         return Backbone.create(request.backbone, request.weights, request.seed, **options)
     weights = read_state_dict(Path(request.weights))
@@ -160,6 +163,15 @@ def compose_backbone(request: ExportRequest) -> Backbone:
         return Backbone.create(request.backbone, weights, **options)
     except WeightsError as error:
         raise WeightsError(f"{request.weights}: {error}") from error
+
+
+def _packaged(name: str, options: dict[str, Any]) -> Backbone:
+    """A backbone with the weights, and the input scaling, of an installed package."""
+    template = timm.create_model(name).state_dict() if name in PACKAGED else {}
+    weights, scale = packaged_weights(name, template)
+    backbone = Backbone.create(name, weights, **options)
+    backbone.preprocess = dataclasses.replace(backbone.preprocess, mean=(scale,) * 3, std=(scale,) * 3)
+    return backbone
 
 
 def _labels(request: ExportRequest, classes: int) -> tuple[str, ...]:

@@ -95,7 +95,7 @@ def plan_jobs(
         parse_course(stream)
     settings = dataclasses.asdict(request)
     named = (request.weights, request.bundle, request.mgg, request.data, request.source_data)
-    files = [Path(name) for name in named if name is not None and name not in ("random", "pretrained")]
+    files = [Path(name) for name in named if name is not None and name not in ("random", "pretrained", "package")]
     digests = {str(path): _digest(path) for path in files}
     jobs = make_jobs(methods, streams, seeds, {**settings, "digests": digests, "version": mgg_edge.__version__})
     for method in methods:
