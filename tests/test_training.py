@@ -258,7 +258,7 @@ class TestRequests:
         assert ended.value.code in (0, None), capsys.readouterr().err
         rule = load_rule(out, 1, 1)
         assert (rule.name, rule.max_learning_rate) == ("mgg", 0.004)
-        bundle = ["--out", str(tmp_path / "x.mgg"), "--parity-steps", "1", "--batch", "2"]
+        bundle = ["--out", str(tmp_path / "x.mgg"), "--parity-steps", "1", "--batch", "8"]
         model = ["--backbone", READER_NAME, "--weights", "random", "--mgg", str(out)]
         with pytest.raises(SystemExit) as ended:
             main(["export", *model, *bundle, "--learning-rate", "0.01"])
