@@ -49,19 +49,17 @@ def train(
     classes: Annotated[int | None, typer.Option(min=2, help="Number of classes; the weights' by default.")] = None,
     adapt: Annotated[str, typer.Option(help="Norms that adapt: all, last:K or a regular expression.")] = "all",
     taps: Annotated[str | None, typer.Option(help="Modules the features come from, a regular expression.")] = None,
-    norm_statistics: Annotated[
-        str, typer.Option(help="Statistics of batch normalisation: source, batch or mix:ALPHA.")
-    ] = "mix:0.1",
     seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Learn an update rule on random weathers over clean pictures.
 
-    Interrupted, the same command goes on where it was. The file is written at the end: give it to `export --mgg`.
+    Interrupted, the same command goes on where it was. The file is written at the end: give it to `export --mgg`. Batch
+    normalisation keeps the source's statistics while a rule is learned; export it so, with --norm-statistics source.
     """
     from mgg_edge.cli.display import TrainingDisplay, log_to_terminal, print_facts
-    from mgg_edge.export.compose import ExportRequest
+    from mgg_edge.export.compose import STILL, ExportRequest
     from mgg_edge.export.training import TrainRequest
     from mgg_edge.export.training import train as train_rule
     from mgg_edge.learn.training.rules import RuleRecipe
@@ -69,7 +67,7 @@ def train(
     console = log_to_terminal()
     model = ExportRequest(
         backbone, weights, seed, image_size=image_size, classes=classes, adapt=adapt, taps=taps,
-        norm_statistics=norm_statistics,
+        norm_statistics=STILL,
     )  # fmt: skip
     recipe = RuleRecipe(rule.value, target.value, updates, learning_rate, seed)
     with TrainingDisplay(console) as display:

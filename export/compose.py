@@ -30,11 +30,12 @@ from mgg_edge.learn.step import AdaptStep
 from mgg_edge.learn.training.rules import source_statistics
 from mgg_edge.scenes.sources import ImageSource
 
-__all__ = ["ExportRequest", "compose", "compose_backbone"]
+__all__ = ["STILL", "ExportRequest", "compose", "compose_backbone"]
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_RULE = "mgg"
+STILL = "source"  # statistics of batch normalisation that do not move
 STATISTICS_BATCH = 8
 MAX_SOURCE_IMAGES = 256
 SYNTHETIC_IMAGES = 64
@@ -125,6 +126,11 @@ def _rule(request: ExportRequest, backbone: Backbone) -> tuple[UpdateRule, str]:
         rule = load_rule(request.mgg, size, features)
         if request.rule not in (None, rule.name):
             raise UsageError(f"rule: {request.mgg} holds '{rule.name}', found --rule {request.rule}")
+        if rule.name != "mgg" and backbone.statistics is not None:
+            raise UsageError(
+                f"rule: {request.mgg} was learned with the source's statistics of batch normalisation, found "
+                f"--norm-statistics {request.norm_statistics}; use --norm-statistics {STILL}"
+            )
         return rule, request.mgg.name
     name = request.rule or DEFAULT_RULE
     rule = untrained_rule(name, size, features, request.seed)

@@ -366,10 +366,10 @@ def _one_of(*choices: object) -> tuple[str, Callable[[object], bool]]:
     return "one of " + ", ".join(map(str, choices)), lambda value: value in choices
 
 
-def _positive_or_null() -> tuple[str, Callable[[object], bool]]:
+def _bound_or_null() -> tuple[str, Callable[[object], bool]]:
     return (
-        "a positive number or null",
-        lambda value: value is None or (isinstance(value, (int, float)) and 0 < value < 1e6),
+        "a number from 0 to 1e6 or null",
+        lambda value: value is None or (isinstance(value, (int, float)) and 0 <= value <= 1e6),
     )
 
 
@@ -394,8 +394,8 @@ _CHECKS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "objective.entropy_weight": _between(0.0, 1e6),
     "objective.discrepancy_weight": _between(0.0, 1e6),
     "rule.learning_rate": _between(1e-12, 1e3),
-    "rule.max_update": _positive_or_null(),
-    "rule.max_drift": _positive_or_null(),
+    "rule.max_update": _bound_or_null(),
+    "rule.max_drift": _bound_or_null(),
     "rule.schedule": _one_of(*DEFAULT_SCHEDULES),
     "statistics.images": _between(32, 1e12),
     "infer_batch": _between(1, MAX_BATCH),

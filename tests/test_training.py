@@ -276,3 +276,22 @@ class TestRequests:
                 main(["train", *words, "--out", str(tmp_path / out)])
             assert ended.value.code == 2
             assert message in " ".join(capsys.readouterr().err.split())
+
+    def test_rules_of_batch_normalised_nets_keep_the_statistics_they_were_learned_with(self, tmp_path, capsys):
+        for number in range(40):
+            (tmp_path / "data" / f"class {number % 2}").mkdir(parents=True, exist_ok=True)
+            picture = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+            Image.fromarray(picture).save(tmp_path / "data" / f"class {number % 2}" / f"{number}.png")
+        model = ["--backbone", "mobilenetv3_small_050", "--weights", "random", "--classes", "2", "--image-size", "32"]
+        rule, out = tmp_path / "rule.safetensors", tmp_path / "x.mgg"
+        with pytest.raises(SystemExit) as ended:
+            main(["train", *model, "--data", str(tmp_path / "data"), "--updates", "1", "--out", str(rule), "--json"])
+        assert ended.value.code in (0, None), capsys.readouterr().err
+        export = ["export", *model, "--mgg", str(rule), "--parity-steps", "1", "--batch", "4", "--out", str(out)]
+        with pytest.raises(SystemExit) as ended:
+            main(export)
+        assert ended.value.code == 2
+        assert "use --norm-statistics source" in " ".join(capsys.readouterr().err.split())
+        with pytest.raises(SystemExit) as ended:
+            main([*export, "--norm-statistics", "source"])
+        assert ended.value.code in (0, None), capsys.readouterr().err
