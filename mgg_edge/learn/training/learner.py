@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mgg_edge.learn.backbone import Backbone
-from mgg_edge.learn.objective import Objective, feature_statistics
+from mgg_edge.learn.objective import Objective
 from mgg_edge.learn.rules.base import SourceNumbers
 from mgg_edge.learn.statistics import SourceStatistics
 
@@ -127,9 +127,6 @@ class Learner:
 
     def _losses(self, logits: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and Δ f[E] of logits f[E, B, C] and features f[E, B, D]; see `Objective`."""
-        log_probability = logits.log_softmax(dim=2)
-        entropy = -(log_probability.exp() * log_probability).sum(dim=2).mean(dim=1)
-        source = self.source
-        mean, std = feature_statistics(features)
-        discrepancy = (std - source.std).square().mean(dim=1) + (mean - source.mean).square().mean(dim=1)
-        return self.objective.entropy_weight * entropy + self.objective.discrepancy_weight * discrepancy, discrepancy
+        mean, std = self.source.mean, self.source.std
+        terms = torch.vmap(lambda own, seen: self.objective(own, seen, mean, std))(logits, features)
+        return terms.loss, terms.discrepancy
