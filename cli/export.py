@@ -44,13 +44,24 @@ def export(
         str, typer.Option(help="Statistics of batch normalisation: source, batch or mix:ALPHA.")
     ] = "mix:0.1",
     seed: Annotated[int, typer.Option(help="Seed of random weights and of an untrained rule.")] = 0,
+    engine: Annotated[
+        str | None, typer.Option(help="Build engines as well: tensorrt, or for other devices tensorrt:sm86,sm89.")
+    ] = None,
+    workspace: Annotated[int | None, typer.Option(min=1, help="Scratch memory of an engine, MiB.")] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option(min=0, max=5, help="How long TensorRT searches for faster kernels.")
+    ] = None,
     parity_steps: Annotated[int, typer.Option(min=1, help="Adaptation steps of the numeric check.")] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Trace a classifier with its adaptation step, check it against float64, and write one bundle file."""
     from mgg_edge.export import ExportRequest, compose, export_bundle
     from mgg_edge.learn import Objective
+    from mgg_edge.runtime.engines.tensorrt_build import BuildOptions
+    from mgg_edge.runtime.engines.tensorrt_plans import build_engines, parse_engine
 
+    aim = None if engine is None else parse_engine(engine)
+    options = BuildOptions(workspace, optimization_level)
     start = time.perf_counter()
     console = log_to_terminal()
     objective = Objective(entropy_weight, discrepancy_weight)
@@ -63,11 +74,15 @@ def export(
         manifest = export_bundle(
             step, out, adapt_batch=batch, labels=names, origins=origins, parity_steps=parity_steps, progress=stages
         )
+        built = () if aim is None else build_engines(out, aim, options, progress=stages)
     size_bytes, export_s = out.stat().st_size, time.perf_counter() - start
     if as_json:
         report = {"bundle": str(out), "size_bytes": size_bytes, "export_s": round(export_s, 2)}
         parity = None if manifest.parity is None else dataclasses.asdict(manifest.parity)
-        sys.stdout.write(json.dumps({**report, "parity": parity}) + "\n")
+        engines = [{"engine": str(plan.path), "size_bytes": plan.path.stat().st_size} for plan in built]
+        sys.stdout.write(json.dumps({**report, "parity": parity, "engines": engines}) + "\n")
         return
     print_parity(manifest.parity)
     sys.stdout.write(f"{out}: {size_bytes / 1e6:.1f} MB in {export_s:.1f} s\n")
+    for plan in built:
+        sys.stdout.write(f"{plan.path}: {plan.what}, {plan.path.stat().st_size / 1e6:.1f} MB\n")

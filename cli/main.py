@@ -22,6 +22,7 @@ import mgg_edge
 from mgg_edge.cli.calibrate import calibrate
 from mgg_edge.cli.demo import demo
 from mgg_edge.cli.doctor import doctor
+from mgg_edge.cli.engines import engines_app
 from mgg_edge.cli.eval import eval as eval_command
 from mgg_edge.cli.export import export
 from mgg_edge.cli.inspect import inspect
@@ -84,6 +85,7 @@ for _command, _examples in (
 ):
     app.command(epilog=f"Example: {_examples}")(_command)
 app.add_typer(state_app, name="state")
+app.add_typer(engines_app, name="engines")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -38,7 +38,7 @@ __all__ = [
 
 REQUIRED = ("numpy", "safetensors", "av", "pillow")
 ENGINES = ("onnxruntime", "onnxruntime-gpu")
-OPTIONAL = ("tensorrt", "tensorrt-rtx-cu13", "torch", "torchvision", "timm", "onnx")
+OPTIONAL = ("tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-bindings", "torch", "torchvision", "timm", "onnx")
 ENGINE_INSTALL = "pip install 'mgg-edge[cpu]'"
 IMPORT_TIMEOUT_S = 60
 

@@ -1,5 +1,6 @@
 """Families of classifiers through the export: convolutions, batch normalisation, hierarchies, torchvision."""
 
+import importlib.util
 import json
 
 import pytest
@@ -9,6 +10,7 @@ pytest.importorskip("torch", exc_type=ImportError)
 from mgg_edge.cli.main import main
 
 pytestmark = pytest.mark.torch
+HAS_TENSORRT = importlib.util.find_spec("tensorrt_rtx_bindings") is not None
 
 SMALL = ["--weights", "random", "--batch", "4", "--classes", "10", "--parity-steps", "2", "--rule", "adam", "--json"]
 # Name, pixels, and whether statistics of batch normalisation are part of what adapts.
@@ -27,12 +29,16 @@ SLOW = [
 @pytest.mark.parametrize(
     ("backbone", "size", "moving"), [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)], ids=str
 )
-def test_a_family_is_exported_with_its_parity_check(tmp_path, capsys, backbone, size, moving):
-    out = tmp_path / "x.mgg"
+def test_a_family_is_exported_with_its_parity_check_and_builds_for_two_targets(
+    tmp_path, capsys, monkeypatch, backbone, size, moving
+):
+    monkeypatch.setenv("MGG_EDGE_ENGINES", str(tmp_path / "engines"))
+    out, engine = tmp_path / "x.mgg", ["--engine", "tensorrt:sm86,sm120"] if HAS_TENSORRT else []
     with pytest.raises(SystemExit) as ended:
-        main(["export", "--backbone", backbone, "--image-size", str(size), *SMALL, "--out", str(out)])
-    assert ended.value.code in (0, None), capsys.readouterr().err
-    capsys.readouterr()
+        main(["export", "--backbone", backbone, "--image-size", str(size), *SMALL, "--out", str(out), *engine])
+    captured = capsys.readouterr()
+    assert ended.value.code in (0, None), captured.err
+    assert len(json.loads(captured.out)["engines"]) == (4 if HAS_TENSORRT else 0)
     with pytest.raises(SystemExit):
         main(["inspect", str(out), "--json"])
     facts = json.loads(capsys.readouterr().out)
