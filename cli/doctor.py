@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mgg_edge.cli.engine_name import ENGINE_HELP, EngineName
 from mgg_edge.errors import MissingDependencyError, ParityError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ __all__ = ["doctor"]
 
 def doctor(
     bundle: Annotated[Path | None, typer.Option(help="Bundle (.mgg) whose self-test to run on this machine.")] = None,
+    engine: Annotated[EngineName, typer.Option(help=ENGINE_HELP)] = EngineName.AUTO,
     json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
     """Say what this machine has and whether the run time works on it.
@@ -28,7 +30,7 @@ def doctor(
     from mgg_edge.runtime.doctor import environment
 
     found = environment()
-    test = _self_test(bundle) if bundle is not None and not found.problems else None
+    test = _self_test(bundle, engine) if bundle is not None and not found.problems else None
     if json:
         import json as json_codec
 
@@ -44,13 +46,13 @@ def doctor(
         )
 
 
-def _self_test(path: Path) -> SelfTest:
+def _self_test(path: Path, name: EngineName) -> SelfTest:
     from mgg_edge.runtime.bundle.bundle import Bundle
     from mgg_edge.runtime.doctor import self_test
     from mgg_edge.runtime.engines.engine import open_engine
 
     bundle = Bundle.load(path)
-    engine = open_engine(bundle, "auto")
+    engine = open_engine(bundle, name.value)
     try:
         return self_test(bundle, engine)
     finally:
@@ -65,6 +67,7 @@ def _print(found: Environment, test: SelfTest | None) -> None:
             "python": found.python,
             "system": f"{found.system}, {found.machine}, {found.cores} cores",
             "jetson": found.jetson or "no",
+            "gpu": "yes" if found.gpu else "no",
             "providers": ", ".join(found.providers) or "none",
             "import": "failed" if found.import_ms is None else f"mgg_edge.runtime in {found.import_ms:.0f} ms",
         }
@@ -85,4 +88,6 @@ def _print(found: Environment, test: SelfTest | None) -> None:
                 for name, value, limit in rows
             ],
         )
+    for line in found.advice:
+        sys.stdout.write(f"to use the GPU: {line}\n")
     sys.stdout.write("the run time works here\n" if not found.problems else "the run time cannot work here\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import json
 import os
 import signal
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mgg_edge.compat import StrEnum
+
 if TYPE_CHECKING:
     from mgg_edge.learn.evaluation import Row, Summary
 
@@ -23,14 +24,14 @@ __all__ = ["EngineName", "ExecutorName", "eval"]
 INTERRUPTED = 130
 
 
-class EngineName(enum.StrEnum):
+class EngineName(StrEnum):
     """What computes the step."""
 
     TORCH = "torch"
     ONNXRUNTIME = "onnxruntime"
 
 
-class ExecutorName(enum.StrEnum):
+class ExecutorName(StrEnum):
     """Where jobs run."""
 
     PROCESSES = "processes"

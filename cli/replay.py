@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from mgg_edge.cli.engine_name import ENGINE_HELP, EngineName
 from mgg_edge.errors import ParityError
 
 __all__ = ["replay"]
@@ -21,6 +22,7 @@ def replay(
     bundle: Annotated[
         Path | None, typer.Option(help="Bundle (.mgg) of that run; the one shipped with the package when not given.")
     ] = None,
+    engine: Annotated[EngineName, typer.Option(help=ENGINE_HELP)] = EngineName.AUTO,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of the engine; as recorded by default.", show_default=False)
     ] = None,
@@ -41,10 +43,11 @@ def replay(
         path = bundle if bundle is not None else stack.enter_context(default_bundle())
         loaded = Bundle.load(path)
         pictures = stack.enter_context(open_source(source))
-        engine = open_engine(loaded, threads=threads or recorded.header.get("facts", {}).get("threads"))
-        stack.callback(engine.close)
+        counted = threads or recorded.header.get("facts", {}).get("threads")
+        opened = open_engine(loaded, engine.value, threads=counted)
+        stack.callback(opened.close)
         with Stages(console) as stages:
-            report = Replay(recorded, loaded, engine).run(
+            report = Replay(recorded, loaded, opened).run(
                 (frame.image for frame in pictures), lambda done, total: stages("replay", done, total)
             )
     if json:

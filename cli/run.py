@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import importlib.resources
 import logging
 import os
@@ -14,10 +13,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mgg_edge.cli.engine_name import ENGINE_HELP, EngineName
+from mgg_edge.compat import Self, StrEnum
 from mgg_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _POLICY: dict[bool, Policy] = {True: "latest", False: "every-frame"}
 _logger = logging.getLogger(__name__)
 
 
-class AdaptMode(enum.StrEnum):
+class AdaptMode(StrEnum):
     """When to adapt."""
 
     AUTO = "auto"
@@ -43,7 +44,7 @@ class AdaptMode(enum.StrEnum):
     OFF = "off"
 
 
-class LogFormat(enum.StrEnum):
+class LogFormat(StrEnum):
     """How log lines look."""
 
     TEXT = "text"
@@ -102,6 +103,7 @@ def run(
     max_reconnects: Annotated[
         int | None, typer.Option(min=0, help="Give up a camera after so many attempts in a row; never by default.")
     ] = None,
+    engine: Annotated[EngineName, typer.Option(help=ENGINE_HELP)] = EngineName.AUTO,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the engine; all cores by default.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames (of each source).")] = None,
     log_format: Annotated[LogFormat, typer.Option(help="Log lines for people, or JSON for a collector.")] = (
@@ -112,8 +114,8 @@ def run(
 
     Ctrl-C and SIGTERM end the run after the frame in hand; outputs are completed and the summary is printed.
     """
-    from mgg_edge.cli.display import RunDisplay, log_to_terminal
-    from mgg_edge.cli.run_parts import Outputs, adapters_for, lanes_for, open_named, serving
+    from mgg_edge.cli.display import RunDisplay, Stages, log_to_terminal
+    from mgg_edge.cli.run_parts import EngineChoice, Outputs, adapters_for, lanes_for, open_named, serving
     from mgg_edge.cli.run_state import begin_records, keep_states, open_records
     from mgg_edge.runtime.adaptation.adapter import AdapterSettings
     from mgg_edge.runtime.outputs.sinks import JsonLines
@@ -132,12 +134,14 @@ def run(
         outputs = Outputs.open(cameras, lines, save, csv, stack)
         records = open_records(cameras, record, stack)
         settings = AdapterSettings(budget_ms=adapt_budget_ms)
-        adapters = adapters_for(path, cameras, stack, adapt.value, threads, settings, records)
+        with Stages(console) as stages:
+            open_one = EngineChoice(engine.value, threads, stages)
+            adapters = adapters_for(path, cameras, stack, adapt.value, open_one, settings, records)
         keep_states(adapters, state, stack)
         begin_records(records, adapters, cameras, threads)
         expected = [camera.frames_expected for camera in cameras.values()]
         if views is not None:
-            views.start(path, adapters, stack)
+            views.start(path, adapters, open_one, stack)
         with RunDisplay(console, _total(expected, limit)) as display:
             policy = None if latest is None else _POLICY[latest]
             lanes = lanes_for(cameras, adapters, outputs, display, views, stack, policy=policy, limit=limit)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import mgg_edge
 from mgg_edge.cli.display import RunDisplay
@@ -14,7 +15,7 @@ from mgg_edge.errors import UsageError
 from mgg_edge.runtime.adaptation.adapter import Adapter, AdapterSettings, Journal
 from mgg_edge.runtime.adaptation.site import site_note
 from mgg_edge.runtime.bundle.bundle import Bundle
-from mgg_edge.runtime.engines.engine import open_engine
+from mgg_edge.runtime.engines.engine import Engine, Progress, open_engine
 from mgg_edge.runtime.outputs.http_frozen import FrozenModel
 from mgg_edge.runtime.outputs.http_server import LiveServer, parse_listen
 from mgg_edge.runtime.outputs.http_view import CameraView
@@ -93,12 +94,30 @@ class Outputs:
         return outputs
 
 
+class EngineChoice(NamedTuple):
+    """The engine that the user asked for.
+
+    Attributes:
+        name: as `open_engine` takes it.
+        threads: processor threads, or None.
+        progress: shows the building of an engine.
+    """
+
+    name: str
+    threads: int | None
+    progress: Progress
+
+    def open(self, bundle: Bundle, *, with_adapt: bool) -> Engine:
+        """Start one."""
+        return open_engine(bundle, self.name, threads=self.threads, with_adapt=with_adapt, progress=self.progress)
+
+
 def adapters_for(
     path: Path,
     cameras: Mapping[str, FrameSource],
     stack: contextlib.ExitStack,
     adapt: str,
-    threads: int | None,
+    engine: EngineChoice,
     settings: AdapterSettings,
     journals: Mapping[str, Journal],
 ) -> dict[str, Adapter]:
@@ -112,10 +131,10 @@ def adapters_for(
         _logger.info("%s", note)
     adapters = {}
     for name, source in cameras.items():
-        engine = open_engine(bundle, threads=threads, with_adapt=adapt != "off")
-        stack.callback(engine.close)
+        opened = engine.open(bundle, with_adapt=adapt != "off")
+        stack.callback(opened.close)
         adapter = Adapter(
-            bundle, engine, adapt=adapt, settings=settings, background=source.live, journal=journals.get(name)
+            bundle, opened, adapt=adapt, settings=settings, background=source.live, journal=journals.get(name)
         )
         adapters[name] = stack.enter_context(adapter)
     return adapters
@@ -128,10 +147,12 @@ class Views:
     server: LiveServer
     frozen: FrozenModel | None = None
 
-    def start(self, path: Path, adapters: Mapping[str, Adapter], stack: contextlib.ExitStack) -> None:
+    def start(
+        self, path: Path, adapters: Mapping[str, Adapter], engine: EngineChoice, stack: contextlib.ExitStack
+    ) -> None:
         """Say what runs, and prepare the source model for comparison."""
         first = next(iter(adapters.values()))
-        self.frozen = FrozenModel(lambda: Adapter.open(path, adapt="off", threads=1))
+        self.frozen = FrozenModel(lambda: Adapter.open(path, engine=engine.name, adapt="off", threads=1))
         stack.callback(self.frozen.close)
         self.server.info |= {"engine": first.engine_name, "bundle": path.name, "bundle_id": first.bundle_id}
 

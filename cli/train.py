@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import json
 import sys
 from pathlib import Path
@@ -10,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mgg_edge.compat import StrEnum
+
 if TYPE_CHECKING:
     from mgg_edge.learn.training.loop import Progress
 
 __all__ = ["LearnedRule", "Target", "train"]
 
 
-class LearnedRule(enum.StrEnum):
+class LearnedRule(StrEnum):
     """Rules that learn."""
 
     FORWARD = "forward"
@@ -25,7 +26,7 @@ class LearnedRule(enum.StrEnum):
     ADAM_PLUS = "adam+"
 
 
-class Target(enum.StrEnum):
+class Target(StrEnum):
     """What adapted predictions are held against in training."""
 
     LABELS = "labels"

@@ -34,6 +34,7 @@ from mgg_edge.manifest import (
 )
 from mgg_edge.runtime.bundle.bundle import Bundle
 from mgg_edge.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
+from mgg_edge.runtime.engines.onnxruntime_import import import_onnxruntime
 from mgg_edge.state import AdaptState
 
 __all__ = ["Origins", "Progress", "export_bundle"]
@@ -161,11 +162,12 @@ def _self_test(step: AdaptStep, infer_batch: int, adapt_batch: int) -> dict[str,
 
 def _manifest(step: AdaptStep, labels: Sequence[str], origins: Origins, infer_batch: int, adapt_batch: int) -> Manifest:
     backbone = step.backbone
-    packages = ("torch", "torchvision", "timm", "onnx", "onnxruntime")
+    packages = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "timm", "onnx")}
+    packages["onnxruntime"] = str(import_onnxruntime().__version__)  # by two names on the index, with one module
     state = AdaptState({name: value.numpy() for name, value in step.initial_state().items()})
     return Manifest(
         schema=SCHEMA_VERSION,
-        producer={"mgg-edge": mgg_edge.__version__, **{name: importlib.metadata.version(name) for name in packages}},
+        producer={"mgg-edge": mgg_edge.__version__, **packages},
         backbone=BackboneInfo(backbone.name, origins.weights, backbone.classes, backbone.features),
         preprocess=backbone.preprocess,
         objective=ObjectiveInfo(step.objective.entropy_weight, step.objective.discrepancy_weight),

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mgg_edge.runtime.bundle.bundle import Bundle
-from mgg_edge.runtime.engines.engine import Engine
+from mgg_edge.runtime.engines.engine import Engine, has_gpu
 from mgg_edge.runtime.engines.onnxruntime_import import import_onnxruntime
 
 __all__ = [
@@ -30,8 +30,10 @@ __all__ = [
     "SelfTest",
     "engine_providers",
     "environment",
+    "gpu_advice",
     "import_time_ms",
     "jetson_release",
+    "package_conflicts",
     "package_versions",
     "self_test",
 ]
@@ -54,10 +56,12 @@ class Environment:
     Attributes:
         python, system, machine: version of Python, the operating system, the processor architecture.
         cores: processor cores this process may use.
-        jetson: the L4T release line of a Jetson, or None elsewhere.
+        jetson: the L4T release of a Jetson, such as `R36.4.3`, or None elsewhere.
+        gpu: the kernel's driver shows an NVIDIA GPU.
         packages: version by distribution name; None where it is not installed.
         providers: execution providers of ONNX Runtime, best first; empty without it.
         import_ms: time to import `mgg_edge.runtime` in a fresh process, or None if that failed.
+        advice: what keeps the GPU from being used, each with the line that mends it; the run time works without.
         problems: what keeps the run time from working, each with the line that mends it.
     """
 
@@ -66,9 +70,11 @@ class Environment:
     machine: str
     cores: int
     jetson: str | None
+    gpu: bool
     packages: Mapping[str, str | None]
     providers: tuple[str, ...]
     import_ms: float | None
+    advice: tuple[str, ...]
     problems: tuple[str, ...]
 
 
@@ -98,11 +104,12 @@ class SelfTest:
 
 def environment() -> Environment:
     """Gather the facts; takes about a second, as it starts one fresh Python."""
-    packages = package_versions()
+    packages, jetson, gpu = package_versions(), jetson_release(), has_gpu()
     providers, engine_problem = engine_providers()
     problems = [f"{name} is not installed: pip install {name}" for name in REQUIRED if packages[name] is None]
     if engine_problem is not None:
         problems.append(engine_problem)
+    problems += package_conflicts(packages)
     import_ms = import_time_ms()
     if import_ms is None and not problems:
         problems.append("mgg_edge.runtime cannot be imported: pip install --force-reinstall mgg-edge")
@@ -111,10 +118,12 @@ def environment() -> Environment:
         system=platform.platform(),
         machine=platform.machine(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        jetson=jetson_release(),
+        jetson=jetson,
+        gpu=gpu,
         packages=packages,
         providers=providers,
         import_ms=import_ms,
+        advice=tuple(gpu_advice(packages, providers, jetson) if gpu or jetson else ()),
         problems=tuple(problems),
     )
 
@@ -132,6 +141,42 @@ def package_versions(lookup: Callable[[str], str] = importlib.metadata.version) 
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
     return versions
+
+
+def package_conflicts(packages: Mapping[str, str | None]) -> list[str]:
+    """Two distributions that write into one module: the one installed last wins, whichever that was."""
+    installed = [name for name in ENGINES if packages.get(name) is not None]
+    if len(installed) < 2:
+        return []
+    line = f"pip uninstall -y {' '.join(installed)}, then install one again"
+    return [f"{' and '.join(installed)} are both installed and overwrite each other's files: {line}"]
+
+
+def gpu_advice(packages: Mapping[str, str | None], providers: tuple[str, ...], jetson: str | None) -> list[str]:
+    """What a machine with a GPU lacks to use it."""
+    advice = []
+    tensorrt = any(packages.get(name) for name in ("tensorrt", "tensorrt-rtx-cu13-bindings"))
+    if not tensorrt and jetson is not None:
+        # JetPack's Python module belongs to the system's interpreter, where an environment sees it only if asked to.
+        advice.append(
+            "tensorrt is not visible here: sudo apt install python3-libnvinfer, and make the environment with "
+            "python3 -m venv --system-site-packages"
+        )
+    elif not tensorrt:
+        advice.append(
+            "no TensorRT: pip install 'mgg-edge[tensorrt]', or on an RTX card pip install 'mgg-edge[tensorrt-rtx]'"
+        )
+    if packages.get("cuda-bindings") is None:
+        version = jetson_cuda(jetson) if jetson is not None else ""
+        advice.append(f"cuda-python is not installed: pip install 'cuda-python{version}'")
+    if "CUDAExecutionProvider" not in providers and not tensorrt and jetson is None:
+        advice.append("onnxruntime has no CUDA: pip uninstall -y onnxruntime && pip install 'mgg-edge[gpu]'")
+    return advice
+
+
+def jetson_cuda(release: str) -> str:
+    """Which cuda-python fits a Jetson's CUDA: 12.6 with JetPack 6 (R36), 13 with JetPack 7 (R38 and later)."""
+    return "==12.6.*" if release.startswith(("R35", "R36")) else "==13.*"
 
 
 def engine_providers() -> tuple[tuple[str, ...], str | None]:

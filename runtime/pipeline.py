@@ -19,8 +19,9 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import Literal
 
+from mgg_edge.compat import Self
 from mgg_edge.errors import SourceError, UsageError
 from mgg_edge.runtime.sources.source import Frame, FrameSource
 

@@ -13,12 +13,13 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import av
 import numpy as np
 from PIL import Image
 
+from mgg_edge.compat import Self
 from videos import pictures
 
 RATE = 25

@@ -109,3 +109,41 @@ def test_a_jetson_is_recognised_by_its_release_file(tmp_path: Path) -> None:
     assert doctor.jetson_release(path) == "R36.4.3"
     path.write_text("something new\nmore\n")
     assert doctor.jetson_release(path) == "something new"
+
+
+def test_two_packages_of_onnxruntime_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {**doctor.package_versions(), "onnxruntime": "1.23.0", "onnxruntime-gpu": "1.23.0"}
+    monkeypatch.setattr(doctor, "package_versions", lambda: versions)
+    (problem,) = doctor.environment().problems
+    assert problem.startswith("onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files")
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu" in problem
+    assert doctor.package_conflicts({**versions, "onnxruntime": None}) == []
+
+
+CPU, CUDA = ("CPUExecutionProvider",), ("CUDAExecutionProvider", "CPUExecutionProvider")
+
+
+@pytest.mark.parametrize(
+    ("packages", "providers", "jetson", "said"),
+    [
+        ({"tensorrt": "10.3", "cuda-bindings": "12.6"}, CPU, "R36.4.3", []),
+        ({"tensorrt-rtx-cu13-bindings": "1.7", "cuda-bindings": "13"}, CPU, None, []),
+        ({}, CPU, "R36.4.3", ["python3-libnvinfer", "cuda-python==12.6.*"]),
+        ({}, CPU, "R38.2.0", ["--system-site-packages", "cuda-python==13.*"]),
+        ({}, CPU, None, ["mgg-edge[tensorrt-rtx]", "'cuda-python'", "mgg-edge[gpu]"]),
+        ({"cuda-bindings": "13"}, CUDA, None, ["no TensorRT"]),
+    ],
+)
+def test_what_a_gpu_lacks_is_said_with_the_line_that_installs_it(packages, providers, jetson, said) -> None:
+    advice = doctor.gpu_advice(packages, providers, jetson)
+    assert len(advice) == len(said)
+    assert all(word in line for word, line in zip(said, advice, strict=True))
+
+
+def test_advice_is_only_for_machines_with_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(doctor, "has_gpu", lambda: False)
+    assert doctor.environment().advice == ()
+    monkeypatch.setattr(doctor, "has_gpu", lambda: True)
+    monkeypatch.setattr(doctor, "gpu_advice", lambda *_: ["install this"])
+    assert call("doctor") == 0
+    assert "to use the GPU: install this" in capsys.readouterr().out

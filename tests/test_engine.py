@@ -226,10 +226,6 @@ class TestRefusals:
         with pytest.raises(UsageError, match="threads: expected a whole number from 1 to 1024"):
             open_engine(loaded_toy, threads=threads)
 
-    def test_engine_name(self, loaded_toy: Bundle):
-        with pytest.raises(UsageError, match="engine: expected one of auto, cpu, found 'npu'"):
-            open_engine(loaded_toy, "npu")
-
     def test_without_the_adaptation_graph(self, loaded_toy: Bundle):
         engine = open_engine(loaded_toy, with_adapt=False)
         with pytest.raises(UsageError, match="expected an engine opened with its adaptation graph"):

@@ -58,11 +58,11 @@ def test_the_metadata_is_complete(wheel: zipfile.ZipFile) -> None:
     metadata = Parser().parsestr(wheel.read(f"{folder}/METADATA").decode())
     assert metadata["Version"] == mgg_edge.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert metadata["Requires-Python"] == ">=3.11"
+    assert metadata["Requires-Python"] == ">=3.10"
     assert "Apache License" in wheel.read(f"{folder}/licenses/LICENSE").decode()
     assert {"cpu", "gpu", "tensorrt", "export", "dev"} <= set(metadata.get_all("Provides-Extra"))
     base = {line.split(">")[0] for line in metadata.get_all("Requires-Dist") if "extra ==" not in line}
-    assert base == {"numpy", "safetensors", "av", "pillow", "typer", "rich"}
+    assert base == {"numpy", "safetensors", "av", "pillow", "typer", "rich", "typing-extensions"}
     assert "mgg-edge = mgg_edge.cli.main:main" in wheel.read(f"{folder}/entry_points.txt").decode()
 
 

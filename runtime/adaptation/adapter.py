@@ -16,11 +16,12 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from mgg_edge.compat import Self
 from mgg_edge.errors import EngineError, UsageError
 from mgg_edge.runtime.adaptation.adapter_budget import Budget
 from mgg_edge.runtime.adaptation.adapter_checkpoint import Checkpoint, resumed_watch
@@ -128,7 +129,7 @@ class Adapter(AdapterFacts):
 
         Args:
             path: the `.mgg` file.
-            engine: `auto` or `cpu`.
+            engine: `auto`, `tensorrt`, `cuda` or `cpu`; see `open_engine`.
             adapt: `auto`, `always`, `window`, `burst` or `off`.
             threads: processor threads; None leaves the number to the engine.
             settings: how to adapt; None takes the defaults.

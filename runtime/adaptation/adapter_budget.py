@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, replace
-from typing import Self
+
+from mgg_edge.compat import Self
 
 __all__ = ["Budget"]
 

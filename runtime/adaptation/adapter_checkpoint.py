@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mgg_edge.compat import Self
 from mgg_edge.errors import StateError
 from mgg_edge.runtime.adaptation.adapter_events import Published
 from mgg_edge.runtime.adaptation.adapter_watch import Watch

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
 
+from mgg_edge.compat import Self
 from mgg_edge.errors import UsageError
 from mgg_edge.runtime.adaptation.buffer import MAX_AGE_FRAMES
 from mgg_edge.runtime.adaptation.gate import GateSettings

@@ -7,10 +7,10 @@ frame → gate ─ admitted ─▶ buffer ─ ready ─┐
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Self
 
 import numpy as np
 
+from mgg_edge.compat import Self
 from mgg_edge.runtime.adaptation.adapter_settings import AdapterSettings, Counters
 from mgg_edge.runtime.adaptation.buffer import Buffer, FrameBuffer
 from mgg_edge.runtime.adaptation.gate import FrameGate, Gate, GateReason, Observation

@@ -17,11 +17,12 @@ Any object with these methods can take its place: see `Buffer`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from mgg_edge.compat import Self
 from mgg_edge.errors import UsageError
 from mgg_edge.runtime.adaptation.gate import Observation
 from mgg_edge.runtime.adaptation.gate_thumbnail import difference_levels

@@ -40,6 +40,7 @@ from mgg_edge.scenes.streams import Weather
 
 __all__ = ["CLEAN_WINDOWS", "MIN_FRAMES", "Measured", "calibrate", "gather_frames", "judge", "measure_site"]
 
+ENGINE = "cpu"  # a GPU engine would be built anew for every draft of the statistics
 # As in `mgg_edge.learn.rules.base`, which the run time must not import; a test holds the two together.
 CLEAN_WINDOWS = (2, 4, 8, 16, 32, 64, 128)
 MIN_FRAMES, MAX_FRAMES = 32, 512
@@ -158,7 +159,7 @@ def calibrate(
     bundle = Bundle.load(path)
     frames = gather_frames(source, bundle.manifest)
     progress("clean pictures", len(frames), len(frames))
-    engine = open_engine(bundle, threads=threads, with_adapt=False)
+    engine = open_engine(bundle, ENGINE, threads=threads, with_adapt=False)
     try:
         measured = measure_site(engine, bundle, frames)
     finally:
@@ -195,7 +196,7 @@ def _report(
 def _agreement(
     draft: Path, frames: Iterable[Frames], truth: npt.NDArray[np.int64], mode: str, threads: int | None
 ) -> float:
-    with Adapter.open(draft, adapt=mode, threads=threads) as adapter:
+    with Adapter.open(draft, engine=ENGINE, adapt=mode, threads=threads) as adapter:
         found = [adapter(frame).index for frame in frames]
     return float(np.mean(np.array(found) == truth))
 
@@ -203,7 +204,7 @@ def _agreement(
 def _self_test_theta(draft: Path, threads: int | None) -> npt.NDArray[np.float32]:
     """θ after a step on the self-test's frames: it depends on the statistics."""
     bundle = Bundle.load(draft)
-    engine = open_engine(bundle, threads=threads)
+    engine = open_engine(bundle, ENGINE, threads=threads)
     try:
         engine.adapt(bundle.self_test["frames"][: bundle.manifest.adapt_batch].astype(np.uint8))
         return engine.candidate["theta"].astype(np.float32)

@@ -18,21 +18,21 @@ Any object with `admit` can take this gate's place: see `Gate`.
 
 from __future__ import annotations
 
-import enum
 import math
 from dataclasses import dataclass, field, replace
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from mgg_edge.compat import Self, StrEnum
 from mgg_edge.errors import UsageError
 from mgg_edge.runtime.adaptation.gate_thumbnail import difference_levels, thumbnail
 
 __all__ = ["FrameGate", "Gate", "GateReason", "GateSettings", "Observation"]
 
 
-class GateReason(enum.StrEnum):
+class GateReason(StrEnum):
     """Why a frame is not learned from; the names are stable."""
 
     NOT_FINITE = "not-finite"

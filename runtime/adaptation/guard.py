@@ -17,7 +17,6 @@ decided by `guard_ladder`.
 
 from __future__ import annotations
 
-import enum
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mgg_edge.compat import StrEnum
 from mgg_edge.errors import UsageError
 from mgg_edge.manifest import RuleInfo
 from mgg_edge.runtime.engines.engine import Diagnostics
@@ -37,7 +37,7 @@ _UNBOUNDED_RULE_MAX_UPDATE = 0.1  # SGD's update follows the gradient; norm para
 _DRIFT_FRACTION, _LEAST_DRIFT_PER_SCALAR = 0.5, 0.1
 
 
-class BreachCode(enum.StrEnum):
+class BreachCode(StrEnum):
     """Kinds of refused or failed steps; the names are stable."""
 
     SHAPE = "shape"

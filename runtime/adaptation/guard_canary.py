@@ -11,11 +11,11 @@ The source model itself agrees with all, so going back to it always passes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
+from mgg_edge.compat import Self
 from mgg_edge.errors import UsageError
 from mgg_edge.runtime.adaptation.guard import Breach, BreachCode
 

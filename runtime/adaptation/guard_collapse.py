@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
+from mgg_edge.compat import Self
 from mgg_edge.errors import UsageError
 from mgg_edge.runtime.adaptation.guard import Breach, BreachCode
 from mgg_edge.runtime.adaptation.guard_canary import probabilities

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field, replace
-from typing import Self
 
 import numpy as np
 
+from mgg_edge.compat import Self
 from mgg_edge.errors import UsageError
 from mgg_edge.state import AdaptState
 

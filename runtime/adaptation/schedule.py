@@ -22,8 +22,9 @@ import enum
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol, Self
+from typing import Protocol
 
+from mgg_edge.compat import Self, StrEnum
 from mgg_edge.errors import StateError, UsageError
 
 __all__ = [
@@ -44,7 +45,7 @@ SCHEDULES = ("always", "window", "burst", "off")
 AUTO = "auto"  # the schedule that the bundle's rule is made for
 
 
-class Action(enum.StrEnum):
+class Action(StrEnum):
     """What may be done with the next batch."""
 
     HOLD = "hold"

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
 
 import numpy as np
 
+from mgg_edge.compat import Self
 from mgg_edge.state import AdaptState
 
 __all__ = ["Snapshot", "SnapshotBank", "best_fit"]

@@ -13,11 +13,11 @@ drift differs also by what they show, so thresholds on it are ratios to a baseli
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
+from mgg_edge.compat import Self
 from mgg_edge.errors import UsageError
 from mgg_edge.runtime.bundle.bundle import Bundle
 

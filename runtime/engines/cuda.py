@@ -142,8 +142,12 @@ class Cuda:
         """Until everything in the stream is done."""
         self._call("cudaStreamSynchronize", stream)
 
-    def record(self, work: Callable[[], None], stream: int) -> Callable[[], None]:
-        """Record what `work` puts into the stream; the result puts it there again in one launch."""
+    def record(self, work: Callable[[], None], stream: int) -> Any:
+        """Record what `work` puts into the stream, for `launch`; it is not done now.
+
+        Raises:
+            EngineError: something in it cannot be recorded.
+        """
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
         try:
@@ -152,7 +156,15 @@ class Cuda:
             graph = self._call("cudaStreamEndCapture", stream)
         executable = self._call("cudaGraphInstantiate", graph, 0)
         self._call("cudaGraphDestroy", graph)
-        return lambda: self._call("cudaGraphLaunch", executable, stream)
+        return executable
+
+    def launch(self, recorded: Any, stream: int) -> None:
+        """Put recorded work into the stream."""
+        self._call("cudaGraphLaunch", recorded, stream)
+
+    def forget(self, recorded: Any) -> None:
+        """Give recorded work back."""
+        self._call("cudaGraphExecDestroy", recorded)
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """One call of the runtime: its result, several as a tuple.

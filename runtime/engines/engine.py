@@ -7,18 +7,24 @@ the committed set untouched. To commit is to swap two references.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from mgg_edge.errors import StateError, UsageError
+from mgg_edge.errors import EngineError, MissingDependencyError, SinkError, StateError, UsageError
 from mgg_edge.runtime.bundle.bundle import Bundle
 from mgg_edge.state import AdaptState, TensorSpec
 
-__all__ = ["ENGINES", "Diagnostics", "Engine", "check_frames", "check_state", "open_engine"]
+__all__ = ["ENGINES", "Diagnostics", "Engine", "Progress", "check_frames", "check_state", "has_gpu", "open_engine"]
 
-ENGINES = ("auto", "cpu")
+logger = logging.getLogger(__name__)
+
+ENGINES = ("auto", "cpu", "cuda", "tensorrt")
+Progress = Callable[[str, int, int], None]
 
 
 class Diagnostics(NamedTuple):
@@ -75,23 +81,55 @@ class Engine(Protocol):
         """Release the engine's memory; safe to call twice."""
 
 
-def open_engine(bundle: Bundle, name: str = "auto", *, threads: int | None = None, with_adapt: bool = True) -> Engine:
+def open_engine(
+    bundle: Bundle,
+    name: str = "auto",
+    *,
+    threads: int | None = None,
+    with_adapt: bool = True,
+    progress: Progress = lambda _stage, _done, _total: None,
+) -> Engine:
     """Start an engine for a bundle.
 
     Args:
         bundle: a verified bundle.
-        name: `auto` takes the best engine present; `cpu` is ONNX Runtime on the processor.
+        name: `tensorrt`, `cuda` (ONNX Runtime on the GPU) or `cpu` (ONNX Runtime on the processor); `auto` takes the
+            first of them that works here, and says what kept those before it from working where there is a GPU.
         threads: processor threads of one graph; None leaves the number to the engine.
         with_adapt: False leaves out the adaptation graph and its memory.
+        progress: called with a stage of building an engine, and how much of how much of it is done.
 
     Raises:
         UsageError: an unknown engine name or an impossible number of threads.
-        MissingDependencyError: the engine's package is not installed.
+        MissingDependencyError: the engine's package is not installed, or there is no device for it.
         EngineError: the engine refused a graph.
     """
     if name not in ENGINES:
         raise UsageError(f"engine: expected one of {', '.join(ENGINES)}, found '{name}'")
-    from mgg_edge.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine  # here: importing onnxruntime takes time
+    for tried in ("tensorrt", "cuda") if name == "auto" and has_gpu() else ():
+        try:
+            return _open(tried, bundle, threads, with_adapt, progress)
+        except (MissingDependencyError, EngineError, SinkError) as error:
+            logger.warning("engine '%s' cannot be used here: %s", tried, error)
+    return _open("cpu" if name == "auto" else name, bundle, threads, with_adapt, progress)
+
+
+def has_gpu(devices: Path = Path("/dev")) -> bool:
+    """Whether the kernel's driver shows an NVIDIA GPU: of a server or workstation, of a Jetson, or through WSL."""
+    return any(next(devices.glob(pattern), None) for pattern in ("nvidia[0-9]*", "nvhost-ctrl-gpu", "nvgpu", "dxg"))
+
+
+def _open(name: str, bundle: Bundle, threads: int | None, with_adapt: bool, progress: Progress) -> Engine:
+    # Imported here: each takes time, and may be absent.
+    if name == "tensorrt":
+        from mgg_edge.runtime.engines.tensorrt_engine import open_tensorrt
+
+        return open_tensorrt(bundle, with_adapt, progress=progress)
+    if name == "cuda":
+        from mgg_edge.runtime.engines.onnxruntime_cuda import open_onnxruntime_cuda
+
+        return open_onnxruntime_cuda(bundle, with_adapt)
+    from mgg_edge.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 
     return OnnxRuntimeEngine(bundle, threads=threads, with_adapt=with_adapt)
 

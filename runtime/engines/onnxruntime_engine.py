@@ -19,8 +19,6 @@ Settings, measured on the step of a ViT-Tiny (22 MiB of weights, infer batch 1, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,14 +30,13 @@ from mgg_edge.errors import EngineError, MissingDependencyError, StateError, Usa
 from mgg_edge.runtime.bundle.bundle import DIAGNOSTICS, Bundle, graph_contract
 from mgg_edge.runtime.bundle.graphs import declare_weights
 from mgg_edge.runtime.engines.engine import Diagnostics, check_frames, check_state
-from mgg_edge.runtime.engines.onnxruntime_import import import_onnxruntime
+from mgg_edge.runtime.engines.onnxruntime_import import import_onnxruntime, mapped, quiet_options
 from mgg_edge.state import AdaptState, TensorSpec
 
 __all__ = ["OnnxRuntimeEngine"]
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 MAX_THREADS = 1024
-FATAL_SEVERITY = 4  # errors come as exceptions; printed as well, they would spoil the terminal
 
 
 @dataclass(frozen=True)
@@ -161,7 +158,7 @@ class OnnxRuntimeEngine:
             raise EngineError("engine: expected an open engine, found a closed one")
         inputs = {spec.name: state[spec.name] for spec in self._infer_specs}
         inputs["frames"] = check_frames(frames, graph.buffers["frames"].shape)
-        with _mapped("cannot run the graph"):
+        with mapped("cannot run the graph"):
             logits, features = graph.session.run(["logits", "features"], inputs)
         return logits, features
 
@@ -174,7 +171,7 @@ class OnnxRuntimeEngine:
             raise EngineError("engine: expected an open engine, found a closed one")
         buffers = graph.buffers
         np.copyto(buffers["frames"], check_frames(frames, buffers["frames"].shape))
-        with _mapped("cannot run the graph"):
+        with mapped("cannot run the graph"):
             graph.session.run_with_iobinding(graph.bindings[self._committed])
         return buffers
 
@@ -183,7 +180,7 @@ class OnnxRuntimeEngine:
         names = bundle.references[member]
         model = declare_weights(bundle.graphs[member], bundle.weights, names)
         values = [self._initialisers[name] for name in names]
-        with _mapped(f"{bundle.path}: {member}: cannot load the graph"):
+        with mapped(f"{bundle.path}: {member}: cannot load the graph"):
             options = self._options(names, values, threads, prepack=graph == "infer")
             session = self._ort.InferenceSession(
                 model,
@@ -198,8 +195,7 @@ class OnnxRuntimeEngine:
         return _Graph(session, buffers, (bindings[0], bindings[1]))
 
     def _options(self, names: tuple[str, ...], values: list[Any], threads: int | None, prepack: bool) -> Any:
-        options = self._ort.SessionOptions()
-        options.log_severity_level = FATAL_SEVERITY
+        options = quiet_options(self._ort)
         options.enable_mem_pattern = False
         options.intra_op_num_threads = threads or 0
         options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -246,20 +242,3 @@ def _import_onnxruntime() -> Any:
         raise MissingDependencyError(
             f"engine 'cpu': the package onnxruntime is missing ({error}); install it with: pip install 'mgg-edge[cpu]'"
         ) from error
-
-
-@contextmanager
-def _mapped(what: str) -> Iterator[None]:
-    """Turn what onnxruntime raises into an EngineError; its exception types share no base of their own."""
-    try:
-        yield
-    except (RuntimeError, ValueError, TypeError, MemoryError) as error:
-        raise EngineError(f"{what}: {_one_line(error)}") from error
-    except Exception as error:
-        if not type(error).__module__.startswith("onnxruntime"):
-            raise
-        raise EngineError(f"{what}: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

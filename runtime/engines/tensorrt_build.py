@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mgg_edge.errors import EngineError, UsageError
+from mgg_edge.runtime.engines.engine import Progress
 from mgg_edge.runtime.engines.tensorrt_import import Library
 
-__all__ = ["BuildOptions", "Plan", "Progress", "build_plan", "check_memory", "parse_graph"]
+__all__ = ["BuildOptions", "Messages", "Plan", "build_plan", "check_memory", "parse_graph"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,6 @@ MIB = 1 << 20
 # (84 MiB) 470 MiB. The full package loads more libraries and times kernels: it is given twice the room.
 BUILD_BASE_BYTES, BUILD_PER_WEIGHT_BYTE = 700 * MIB, 4
 MAX_LEVEL = 5
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def build_plan(
         EngineError: the graph was refused, there is too little memory, or the build failed.
     """
     check_memory(len(graph), where)
-    module, messages = library.module, _Messages(library.module)
+    module, messages = library.module, Messages(library.module)
     builder, network = parse_graph(library, graph, where, messages)
     config = builder.create_builder_config()
     config.clear_flag(module.BuilderFlag.TF32)
@@ -109,13 +108,13 @@ def build_plan(
     return Plan(bytes(plan), b"" if times is None else bytes(times.serialize()))
 
 
-def parse_graph(library: Library, graph: bytes, where: str, messages: _Messages | None = None) -> tuple[Any, Any]:
+def parse_graph(library: Library, graph: bytes, where: str, messages: Messages | None = None) -> tuple[Any, Any]:
     """The builder and the network of a graph.
 
     Raises:
         EngineError: TensorRT refuses the graph; the message has its reason.
     """
-    module, messages = library.module, messages or _Messages(library.module)
+    module, messages = library.module, messages or Messages(library.module)
     builder = module.Builder(messages.logger)
     network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = module.OnnxParser(network, messages.logger)
@@ -151,7 +150,7 @@ def _aim(library: Library, config: Any, target: str) -> None:
         raise EngineError(f"engine: {library.name} {library.version} does not take the target {target}")
 
 
-class _Messages:
+class Messages:
     """TensorRT's log: warnings and worse are kept for error messages, the rest goes to the package's debug log."""
 
     def __init__(self, module: Any) -> None:

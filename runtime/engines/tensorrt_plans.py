@@ -15,9 +15,10 @@ from mgg_edge.errors import UsageError
 from mgg_edge.runtime.bundle.bundle import Bundle
 from mgg_edge.runtime.bundle.graphs import embed_weights
 from mgg_edge.runtime.engines.cuda import Device, open_cuda
+from mgg_edge.runtime.engines.engine import Progress
 from mgg_edge.runtime.engines.engine_cache import EngineCache, default_cache
 from mgg_edge.runtime.engines.engine_key import EngineKey
-from mgg_edge.runtime.engines.tensorrt_build import BuildOptions, Progress, build_plan
+from mgg_edge.runtime.engines.tensorrt_build import BuildOptions, build_plan
 from mgg_edge.runtime.engines.tensorrt_import import Library, import_tensorrt
 
 __all__ = ["Aim", "StoredPlan", "build_engines", "explain", "parse_engine", "plan_key", "stored_plan"]

@@ -24,8 +24,9 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Any
 
+from mgg_edge.compat import Self
 from mgg_edge.errors import SinkError, UsageError
 from mgg_edge.runtime.outputs.http_page import CONTENT_SECURITY_POLICY, PAGE
 from mgg_edge.runtime.outputs.http_view import CameraView

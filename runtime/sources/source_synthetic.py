@@ -27,11 +27,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from mgg_edge.compat import Self
 from mgg_edge.errors import SourceError, UsageError
 from mgg_edge.runtime.sources.source import ClosingSource, Frame
 

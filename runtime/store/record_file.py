@@ -9,8 +9,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+from mgg_edge.compat import Self
 from mgg_edge.errors import SourceError, StateError, UsageError
 from mgg_edge.runtime.adaptation.adapter_checkpoint import Checkpoint
 from mgg_edge.runtime.store.record import FORMAT, compact_json

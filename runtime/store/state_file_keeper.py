@@ -6,8 +6,8 @@ import logging
 import threading
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Self
 
+from mgg_edge.compat import Self
 from mgg_edge.errors import SinkError, StateError, UsageError
 from mgg_edge.runtime.adaptation.adapter import Adapter
 from mgg_edge.runtime.adaptation.adapter_checkpoint import Checkpoint
