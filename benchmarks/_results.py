@@ -38,7 +38,9 @@ def adaptation_tables(folder: Path) -> str:
     frozen = {seed: float(np.mean(part["frozen"]["kinds"])) for seed, part in source.items()}
     oracle = {seed: float(np.mean(part["oracle"]["kinds"])) for seed, part in source.items()}
     lines = [f"Frozen {spread(list(frozen.values()))}, supervised norms (oracle) {spread(list(oracle.values()))}.", ""]
-    rules = [name for name in ORDER if any(part["name"] == name for part in parts)]
+    # `mgg-seed1` is another meta-training of `mgg`
+    names = sorted({part["name"] for part in parts})
+    rules = [name for base in ORDER for name in names if name.partition("-seed")[0] == base]
 
     def row(name: str, batch: str) -> list[str]:
         own = [part for part in parts if part["name"] == name and batch in part["kinds"]]
@@ -52,7 +54,7 @@ def adaptation_tables(folder: Path) -> str:
     for batch in ("16", "4", "8", "64"):
         lines += [f"Batch {batch}:", "", "| rule | 1 update | 5 | 10 | 25 |", "|---|---|---|---|---|"]
         for name in rules:
-            if name != "forward" and any(cells := row(name, batch)):
+            if not name.startswith("forward") and any(cells := row(name, batch)):
                 lines.append(f"| `{name}` | {' | '.join(cells)} |")
         lines.append("")
     lines += ["| `forward` from M frames | " + " | ".join(WINDOWS) + " |", "|---" * (len(WINDOWS) + 1) + "|"]
@@ -69,7 +71,7 @@ def adaptation_tables(folder: Path) -> str:
     for name in [*rules]:
         own = [part for part in parts if part["name"] == name]
         counts = own[0]["clean"].keys()
-        unit = "frames" if name == "forward" else "updates"
+        unit = "frames" if name.startswith("forward") else "updates"
         cells = [f"{count} {unit}: {spread([part['clean'][count] for part in own])}" for count in counts]
         lines.append(f"| `{name}` | {'; '.join(cells)} |")
     return "\n".join(lines)

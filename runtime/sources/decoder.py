@@ -176,7 +176,10 @@ def _start(memory: int) -> subprocess.Popen[bytes]:
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     # Nothing there multiplies matrices: no idle threads for it.
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    words = [sys.executable, "-P", "-m", "mgg_edge.runtime.sources.decoder_child", str(memory)]
+    # As `python -P -m` does it, which Python 3.10 does not know: the working directory is no place to import from.
+    child = "from mgg_edge.runtime.sources.decoder_child import main; main()"
+    code = f"import sys; sys.path[:] = filter(None, sys.path); {child}"
+    words = [sys.executable, "-c", code, str(memory)]
     return subprocess.Popen(  # noqa: S603 - our own module, with numbers for arguments
         words,
         stdin=subprocess.PIPE,
