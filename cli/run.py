@@ -97,6 +97,9 @@ def run(
             show_default=False,
         ),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End with an error at the first picture that a video file has lost.")
+    ] = False,
     stall_timeout: Annotated[
         float, typer.Option(min=0.1, max=3600, help="Seconds without a picture before a camera's decoder is replaced.")
     ] = 5.0,
@@ -130,7 +133,7 @@ def run(
         views = serving(serve, stack)
         path = bundle if bundle is not None else stack.enter_context(default_bundle())
         options = LiveOptions(stall_timeout_s=stall_timeout, max_reconnects=max_reconnects)
-        cameras = open_named(source, options, stack)
+        cameras = open_named(source, options, stack, strict=strict)
         outputs = Outputs.open(cameras, lines, save, csv, stack)
         records = open_records(cameras, record, stack)
         settings = AdapterSettings(budget_ms=adapt_budget_ms)

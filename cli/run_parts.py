@@ -31,7 +31,9 @@ __all__ = ["Outputs", "Views", "adapters_for", "lanes_for", "open_named", "servi
 _logger = logging.getLogger(__name__)
 
 
-def open_named(specs: Sequence[str], options: LiveOptions, stack: contextlib.ExitStack) -> dict[str, FrameSource]:
+def open_named(
+    specs: Sequence[str], options: LiveOptions, stack: contextlib.ExitStack, *, strict: bool = False
+) -> dict[str, FrameSource]:
     """Open sources by what the user wrote, under different names; closed with the stack.
 
     Raises:
@@ -45,7 +47,7 @@ def open_named(specs: Sequence[str], options: LiveOptions, stack: contextlib.Exi
         if name in named:
             raise UsageError(f"source: expected different names, found '{name}' twice")
         named[name] = text
-    return {name: stack.enter_context(open_source(text, options)) for name, text in named.items()}
+    return {name: stack.enter_context(open_source(text, options, strict=strict)) for name, text in named.items()}
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Outputs:
                 sinks.append(lines.of_source(name) if several else lines)
             if save is not None:
                 path = _for_source(save, name, several, source, "--save")
-                video = AnnotatedVideo(path, source.width, source.height, source.rate, timed=source.live)
+                video = AnnotatedVideo(path, source.width, source.height, source.rate)
                 stack.callback(video.abort)  # does nothing once the run has completed it
                 outputs.videos.append(video)
                 sinks.append(video)

@@ -14,6 +14,7 @@ Frames add up: read = inferred + dropped. The reasons a frame is dropped for:
     left-over     it still waited when the run ended
     malformed     it is no picture u8[H,W,3]
     unreadable    a file of a folder or list that is no picture or video
+    lost          missing in a video file, or not decodable
     failed        the engine failed on it, which ends the run
 """
 
@@ -32,7 +33,7 @@ from mgg_edge.runtime.outputs.sinks import Sink
 from mgg_edge.runtime.pipeline import Reader, ReaderCounts
 from mgg_edge.runtime.preprocess import check_picture
 from mgg_edge.runtime.session_summary import Ending, Percentiles, Summary
-from mgg_edge.runtime.sources.source import Frame
+from mgg_edge.runtime.sources.source import LOST, Frame
 
 __all__ = ["Ending", "Percentiles", "Progress", "Summary", "run"]
 
@@ -105,6 +106,7 @@ def run(
         frames_read=counts.captured,
         frames_inferred=after.frames_inferred - before.frames_inferred,
         frames_dropped=sum(counts.dropped.values()),
+        frames_lost=counts.dropped.get(LOST, 0),
         adapt_steps=after.adapt_steps - before.adapt_steps,
         adapt_rejected=after.adapt_rejected - before.adapt_rejected,
         infer_ms=Percentiles.of(adapter.infer_times_ms),

@@ -46,6 +46,7 @@ class Summary:
         frames_read: pictures taken from the source, or lost in it.
         frames_inferred: pictures that got a prediction.
         frames_dropped: pictures that got none.
+        frames_lost: those of them that were missing in the source or could not be decoded.
         adapt_steps: updates committed.
         adapt_rejected: updates computed and refused, or failed.
         infer_ms, adapt_ms: time of one inference, of one adaptation step.
@@ -61,6 +62,7 @@ class Summary:
     frames_read: int
     frames_inferred: int
     frames_dropped: int
+    frames_lost: int
     adapt_steps: int
     adapt_rejected: int
     infer_ms: Percentiles
@@ -94,6 +96,7 @@ class Summary:
             frames_read=sum(one.frames_read for one in summaries),
             frames_inferred=sum(one.frames_inferred for one in summaries),
             frames_dropped=sum(one.frames_dropped for one in summaries),
+            frames_lost=sum(one.frames_lost for one in summaries),
             adapt_steps=sum(one.adapt_steps for one in summaries),
             adapt_rejected=sum(one.adapt_rejected for one in summaries),
             infer_ms=infer_ms,

@@ -269,7 +269,7 @@ def test_source_images_errors(tmp_path):
     with pytest.raises(UsageError, match="found no images"):
         find_images(tmp_path)
     (tmp_path / "a.png").write_text("not a picture")
-    with pytest.raises(SourceError, match=r"a\.png: cannot read the image"):
+    with pytest.raises(SourceError, match=r"a\.png: not a readable picture"):
         list(load_images(find_images(tmp_path), small_backbone().preprocess, 4))
 
 

@@ -22,6 +22,7 @@ SUMMARY_FIELDS = [
     "frames_read",
     "frames_inferred",
     "frames_dropped",
+    "frames_lost",
     "adapt_steps",
     "adapt_rejected",
     "infer_ms",

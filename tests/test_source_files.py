@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from mgg_edge.errors import SourceError, UsageError
-from mgg_edge.runtime.sources.source_files import FileSequence, read_picture
+from mgg_edge.runtime.sources.source_files import FileSequence
 from mgg_edge.runtime.sources.source_open import open_source
+from mgg_edge.scenes.picture_file import read_picture
 from videos import pictures, write_video
 
 
@@ -131,6 +132,6 @@ def test_the_camera_s_orientation_is_applied(tmp_path: Path) -> None:
 
 def test_a_picture_too_large_to_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path / "large.png", pictures(1)[0])
-    monkeypatch.setattr("mgg_edge.runtime.sources.source_files.MAX_PIXELS", 100)
+    monkeypatch.setattr("mgg_edge.scenes.picture_file.MAX_PIXELS", 100)
     with pytest.raises(SourceError, match="expected at most 100 pixels, found 48x32"):
         read_picture(path)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional
 from torchvision.transforms.functional import InterpolationMode
 
-from mgg_edge.errors import SourceError, UsageError
+from mgg_edge.errors import UsageError
 from mgg_edge.manifest import PreprocessInfo
+from mgg_edge.scenes.picture_file import read_picture
 
 __all__ = ["find_images", "fit_image", "load_images", "synthetic_frames"]
 
@@ -42,7 +43,8 @@ def load_images(paths: list[Path], info: PreprocessInfo, batch: int) -> Iterator
         SourceError: a file cannot be read as an image.
     """
     for start in range(0, len(paths), batch):
-        yield torch.stack([fit_image(_open(path), info) for path in paths[start : start + batch]])
+        pictures = (Image.fromarray(read_picture(path)) for path in paths[start : start + batch])
+        yield torch.stack([fit_image(picture, info) for picture in pictures])
 
 
 def fit_image(image: Image.Image, info: PreprocessInfo) -> Tensor:
@@ -72,10 +74,3 @@ def synthetic_frames(count: int, height: int, width: int, seed: int) -> Tensor:
     contrast = 25 + 50 * torch.rand(count, 1, 1, 1, generator=generator)
     brightness = 80 + 96 * torch.rand(count, 3, 1, 1, generator=generator)
     return (brightness + contrast * fields).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        return Image.open(path).convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise SourceError(f"{path}: cannot read the image: {error}") from error

@@ -36,6 +36,7 @@ ENCODERS: Mapping[str, Mapping[str, str]] = {
     "libx264": {"preset": "veryfast", "crf": "20"},
     "mpeg4": {"flags": "+qscale", "global_quality": "354"},  # 3 on its scale from 1 (best) to 31, times 118
 }
+TICKS_PER_S = Fraction(60_000)  # 24, 25, 30, 50, 60 and 30000/1001 pictures a second are whole numbers of them
 
 _logger = logging.getLogger(__name__)
 
@@ -83,7 +84,6 @@ class VideoFile:
         self.path = Path(path)
         self.frames = 0
         self.completed = False
-        self._place = -1
         self._temporary = _create_temporary(self.path)
         self._container: av.container.OutputContainer | None = None
         with self._undone_on_failure():
@@ -93,15 +93,20 @@ class VideoFile:
             self._stream = cast(av.VideoStream, stream)
             self._stream.width, self._stream.height = width, height
             self._stream.pix_fmt = "yuv420p"
-            self._time_base = 1 / rate
+            # AVI holds no times, only pictures at one rate; elsewhere they stand where the source had them.
+            self._ticks_per_s = rate if self.path.suffix.lower() == ".avi" else TICKS_PER_S
+            self._stream.codec_context.time_base = 1 / self._ticks_per_s
+            self._step = max(1, round(self._ticks_per_s / rate))
+            self._place = -self._step
         _logger.info("writing %s (%dx%d, encoder %s)", self.path, width, height, self.codec)
 
-    def append(self, picture: npt.NDArray[np.uint8], place: int | None = None) -> None:
+    def append(self, picture: npt.NDArray[np.uint8], time_s: float | None = None) -> None:
         """Encode one picture u8[H, W, 3].
 
         Args:
             picture: of the size of the video.
-            place: its place in time, in pictures; after the last one if that is later, or if None.
+            time_s: when it is on, seconds from the beginning; one picture's length after the one before if that is
+                not before it, or if None.
 
         Raises:
             SinkError: the encoder or the disk refuses it; the temporary file is gone, the target untouched.
@@ -110,10 +115,11 @@ class VideoFile:
             raise SinkError(f"{self.path}: the video was completed or given up already")
         with self._undone_on_failure():
             encoded = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            wanted = self.frames if place is None else place
-            self._place = max(self._place + 1, wanted)  # times must rise, whatever a source says
+            following = self._place + self._step
+            wanted = following if time_s is None else round(time_s * self._ticks_per_s)
+            self._place = wanted if wanted > self._place else following  # times must rise, whatever a source says
             encoded.pts = self._place
-            encoded.time_base = self._time_base
+            encoded.time_base = 1 / self._ticks_per_s
             self._container.mux(self._stream.encode(encoded))
         self.frames += 1
 
@@ -167,14 +173,10 @@ class AnnotatedVideo(VideoFile):
         path: target, see `VideoFile`.
         width, height: size of the source pictures, pixels. Odd ones are padded by a row or column.
         rate: pictures per second.
-        timed: pictures stand where their times put them, as a live source's must; otherwise one follows the other.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], width: int, height: int, rate: Fraction, *, timed: bool = False
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], width: int, height: int, rate: Fraction) -> None:
         self._overlay = Overlay(width, height)
-        self._rate, self._timed = rate, timed
         super().__init__(path, *self._overlay.size, rate)
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
@@ -186,7 +188,7 @@ class AnnotatedVideo(VideoFile):
         caption = Caption(prediction.label, prediction.probability, prediction.entropy, prediction.step)
         with self._undone_on_failure():
             picture = self._overlay.draw(frame.image, caption)
-        self.append(picture, round(frame.time_s * self._rate) if self._timed else None)
+        self.append(picture, frame.time_s)
 
 
 def _create_temporary(path: Path) -> Path:

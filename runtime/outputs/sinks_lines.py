@@ -28,7 +28,8 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a label that starts so would be c
 class JsonLines:
     """One JSON object a line: `frame, time_s, label, index, probability, entropy, step, adapted`.
 
-    Of several sources each line begins with `source`.
+    `lost_before` is added where pictures are missing right before this one. Of several sources each line begins with
+    `source`.
 
     Args:
         stream: text stream; each line is flushed, so that a reader sees it at once.
@@ -45,7 +46,7 @@ class JsonLines:
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """Write one frame's line; numbers that are not finite become null, as JSON has none."""
-        values = _values(frame, prediction)
+        values = _values(frame, prediction) | ({"lost_before": frame.lost} if frame.lost else {})
         self._line({"source": self._source, **values} if self._source else values)
 
     def summary(self, summary: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from av.error import FFmpegError
 from mgg_edge.errors import MissingDependencyError, SourceError
 from mgg_edge.runtime.sources.source import DEFAULT_RATE
 from mgg_edge.runtime.sources.source_address import redact
-from mgg_edge.runtime.sources.source_picture import MAX_PIXELS, PictureConverter, usable_rate
+from mgg_edge.runtime.sources.source_picture import MAX_PIXELS, PictureConverter, stated_pixel_aspect, usable_rate
 from mgg_edge.runtime.sources.source_track import choose_track
 
 __all__ = ["DecodedPicture", "Reader", "open_reader"]
@@ -87,7 +87,7 @@ def _open_ffmpeg(request: Mapping[str, Any]) -> Reader:
 
 
 def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[DecodedPicture]:
-    converter, bad = PictureConverter(), 0
+    converter, bad = PictureConverter(stated_pixel_aspect(stream)), 0
     try:
         for packet in container.demux(stream):
             try:

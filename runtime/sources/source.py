@@ -24,8 +24,9 @@ from mgg_edge.compat import Self
 from mgg_edge.errors import SourceError
 from mgg_edge.runtime.preprocess import check_picture
 
-__all__ = ["DEFAULT_RATE", "ClosingSource", "Frame", "FrameSource", "IteratorSource"]
+__all__ = ["DEFAULT_RATE", "LOST", "ClosingSource", "Frame", "FrameSource", "IteratorSource"]
 
+LOST = "lost"  # in `losses`: missing in the source, or not decodable
 DEFAULT_RATE = Fraction(25)  # pictures per second, where nothing usable is stated
 
 
@@ -38,12 +39,14 @@ class Frame:
         time_s: seconds since the first picture, by the source's own clock.
         image: u8[H, W, 3] RGB, upright (rotation metadata applied).
         captured_s: `time.monotonic()` when the decoder gave it; a frame's age counts from here.
+        lost: pictures missing in the source right before this one.
     """
 
     index: int
     time_s: float
     image: npt.NDArray[np.uint8]
     captured_s: float = field(default_factory=time.monotonic)
+    lost: int = 0
 
 
 @runtime_checkable

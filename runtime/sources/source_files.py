@@ -1,7 +1,8 @@
 """Pictures and videos from files, one after another: a folder, a pattern, a list, or a single picture.
 
-Order is that of people: `frame2.png` before `frame10.png`; a list keeps its own. Each picture counts 1/25 s; times go
-on from one file to the next. A file that cannot be read is said, counted as lost (`unreadable`) and left out.
+Order is that of people: `frame2.png` before `frame10.png`; a list keeps its own. Each picture counts 1/25 s, those of
+an animation (WebP, GIF, PNG) what it states; times go on from one file to the next. A file that cannot be read is said,
+counted as lost (`unreadable`) and left out.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
 
 from mgg_edge.errors import MggEdgeError, SourceError, UsageError
 from mgg_edge.runtime.sources.source import DEFAULT_RATE, ClosingSource, Frame
-from mgg_edge.runtime.sources.source_picture import MAX_PIXELS
 from mgg_edge.runtime.sources.video import VideoSource
+from mgg_edge.scenes.picture_file import read_animation
 
 __all__ = [
     "PICTURE_SUFFIXES",
@@ -30,13 +30,13 @@ __all__ = [
     "files_in",
     "files_like",
     "files_listed",
-    "read_picture",
 ]
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
 VIDEO_FILE_SUFFIXES = frozenset(
     {".mp4", ".mov", ".mkv", ".avi", ".webm", ".ts", ".m4v", ".mpg", ".mpeg", ".mjpeg", ".flv"}
 )
+ANIMATED_SUFFIXES = frozenset({".gif", ".webp"})  # may hold several pictures
 MAX_LIST_BYTES = 1 << 26
 UNREADABLE = "unreadable"
 _logger = logging.getLogger(__name__)
@@ -57,8 +57,8 @@ class FileSequence(ClosingSource):
         self.name, self.live, self.rate = name, False, DEFAULT_RATE
         self._paths = list(paths)
         self._lost: Counter[str] = Counter()
-        pictures = all(path.suffix.lower() in PICTURE_SUFFIXES for path in self._paths)
-        self.frames_expected = len(self._paths) if pictures else None
+        suffixes = {path.suffix.lower() for path in self._paths}
+        self.frames_expected = len(self._paths) if suffixes <= PICTURE_SUFFIXES - ANIMATED_SUFFIXES else None
         self._frames = self._read()
         first = next(self._frames, None)
         if first is None:
@@ -91,26 +91,6 @@ class FileSequence(ClosingSource):
                 self._lost[UNREADABLE] += 1
                 _logger.warning("left out: %s", error)
             start_s = end_s
-
-
-def read_picture(path: Path) -> npt.NDArray[np.uint8]:
-    """A picture file as u8[H,W,3] RGB, upright by its own metadata; transparency goes, 16 bits become 8.
-
-    Raises:
-        SourceError: not a readable picture.
-    """
-    try:
-        with Image.open(path) as image:
-            if not image.width * image.height <= MAX_PIXELS:
-                raise SourceError(f"{path}: expected at most {MAX_PIXELS} pixels, found {image.width}x{image.height}")
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16") or upright.mode == "I":
-                deep = np.asarray(upright).astype(np.int64) >> 8
-                grey = deep.clip(0, 255).astype(np.uint8)
-                return np.ascontiguousarray(np.repeat(grey[:, :, None], 3, axis=2))
-            return np.array(upright.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise SourceError(f"{path}: not a readable picture: {getattr(error, 'strerror', None) or error}") from error
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -158,8 +138,8 @@ def files_listed(path: Path) -> list[Path]:
 
 def _frames_of(path: Path) -> Iterator[tuple[float, npt.NDArray[np.uint8], float]]:
     if path.suffix.lower() in PICTURE_SUFFIXES:
-        image = read_picture(path)
-        yield 0.0, image, time.monotonic()
+        for time_s, image in read_animation(path):
+            yield time_s, image, time.monotonic()
         return
     with VideoSource(path) as video:
         for frame in video:

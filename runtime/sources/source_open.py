@@ -46,12 +46,15 @@ _CAMERA_OPTIONS = {"width": r"\d{1,5}", "height": r"\d{1,5}", "fps": r"\d{1,4}(\
 LOW_DELAY = {"fflags": "nobuffer", "flags": "low_delay"}
 
 
-def open_source(source: str | os.PathLike[str] | Iterable[Any], options: LiveOptions | None = None) -> FrameSource:
+def open_source(
+    source: str | os.PathLike[str] | Iterable[Any], options: LiveOptions | None = None, *, strict: bool = False
+) -> FrameSource:
     """Open a source by the rules above.
 
     Args:
         source: a path, an address, a camera's number, a pipeline, or an object.
         options: patience with cameras and streams.
+        strict: a video file ends with an error at the first picture that is lost.
 
     Raises:
         UsageError: nothing like that exists, or the text cannot be understood.
@@ -63,9 +66,9 @@ def open_source(source: str | os.PathLike[str] | Iterable[Any], options: LiveOpt
     if isinstance(source, str):
         if not source.strip() or "\0" in source:
             raise UsageError("source: expected a path or an address, found an empty text or one with a null byte")
-        return _open_special(source, options) or _open_path(source)
+        return _open_special(source, options) or _open_path(source, strict)
     if isinstance(source, os.PathLike):
-        return _open_path(os.fspath(source))
+        return _open_path(os.fspath(source), strict)
     if isinstance(source, Iterable):
         pictures: Iterable[Any] = source
         return IteratorSource(pictures)
@@ -130,7 +133,7 @@ def _open_special(text: str, options: LiveOptions | None) -> FrameSource | None:
     return None
 
 
-def _open_path(text: str) -> FrameSource:
+def _open_path(text: str, strict: bool = False) -> FrameSource:
     path = Path(text)
     if path.is_dir():
         return FileSequence(text, files_in(path))
@@ -140,7 +143,7 @@ def _open_path(text: str) -> FrameSource:
         return FileSequence(text, files_listed(path))
     if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file():
         return FileSequence(text, [path])
-    return VideoSource(path)
+    return VideoSource(path, strict=strict)
 
 
 def _open_stream(text: str, scheme: str, options: LiveOptions | None) -> FrameSource:
