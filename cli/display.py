@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mgg_edge.compat import Self
+from mgg_edge.errors import printable
 
 if TYPE_CHECKING:
     from mgg_edge.manifest import ParityInfo
@@ -76,7 +77,7 @@ def _shown(record: logging.LogRecord) -> str:
         redact,  # here: it brings the run time, which `--help` must not wait for
     )
 
-    return redact(record.getMessage())
+    return redact(" ".join(map(printable, record.getMessage().split("\n"))))
 
 
 def log_to_terminal(*, as_json: bool = False) -> Console:
@@ -124,11 +125,11 @@ class RunDisplay(_LiveView):
         total: frames to come, or None when unknown.
 
     Attributes:
-        labels: how often each label was predicted.
+        labels: how often each label, with its index, was predicted.
     """
 
     def __init__(self, console: Console, total: int | None) -> None:
-        self.labels: Counter[str] = Counter()
+        self.labels: Counter[tuple[str, int]] = Counter()
         self._entropies: dict[str, deque[float]] = {}
         self._last: dict[str, Prediction] = {}
         self._lock = threading.Lock()
@@ -148,7 +149,7 @@ class RunDisplay(_LiveView):
 
     def _note(self, name: str, prediction: Prediction) -> None:
         with self._lock:
-            self.labels[prediction.label] += 1
+            self.labels[prediction.label, prediction.index] += 1
             self._entropies.setdefault(name, deque(maxlen=HISTORY)).append(prediction.entropy)
             self._last[name] = prediction
             self._progress.advance(self._task)
@@ -162,7 +163,8 @@ class RunDisplay(_LiveView):
         last, entropies = self._last[name], self._entropies[name]
         state = ("source", "bright_black") if not last.adapted else (f"adapted (step {last.step})", "green")
         title = (f"{name}  " if len(self._last) > 1 else "", "bright_black")
-        line = Text.assemble(title, (f"{last.probability:5.1%} {last.label}  ", "bold"), ("● ", state[1]), state)
+        label = (f"{last.probability:5.1%} {printable(last.label)}  ", "bold")
+        line = Text.assemble(title, label, ("● ", state[1]), state)
         return line, Text.assemble((f"entropy {last.entropy:.2f} ", "yellow"), (sparkline(entropies), "yellow"))
 
 
@@ -287,6 +289,7 @@ def print_facts(facts: Mapping[str, str]) -> None:
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on standard output; off a terminal, plain columns that are never cut or wrapped."""
     console = Console(file=sys.stdout)
+    rows = [tuple(map(printable, row)) for row in rows]
     if console.is_terminal:
         table = Table(box=None, show_header=bool(header), pad_edge=False, header_style="bright_black")
         for index in range(max(map(len, rows), default=0)):

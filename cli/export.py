@@ -17,7 +17,7 @@ __all__ = ["export"]
 
 
 def export(
-    backbone: Annotated[str, typer.Option(help="timm model name, or torchvision/NAME.")],
+    backbone: Annotated[str, typer.Option(help="Name of timm, torchvision/NAME, or your own package.module:factory.")],
     out: Annotated[Path, typer.Option(help="Bundle to write.")],
     weights: Annotated[
         str, typer.Option(help="FILE (.safetensors, .pth), 'pretrained', 'package' (installed) or 'random'.")

@@ -12,6 +12,9 @@ Data goes to standard output; everything said to people goes to standard error. 
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -26,11 +29,12 @@ from mgg_edge.cli.engines import engines_app
 from mgg_edge.cli.eval import eval as eval_command
 from mgg_edge.cli.export import export
 from mgg_edge.cli.inspect import inspect
+from mgg_edge.cli.output import standard_output
 from mgg_edge.cli.replay import replay
 from mgg_edge.cli.run import run
 from mgg_edge.cli.state import state_app
 from mgg_edge.cli.train import train
-from mgg_edge.errors import MggEdgeError, MissingDependencyError
+from mgg_edge.errors import MggEdgeError, MissingDependencyError, UsageError
 
 __all__ = ["EXTRA_OF_PACKAGE", "app", "main"]
 
@@ -43,6 +47,8 @@ EXTRA_OF_PACKAGE = {
     "matplotlib": "export",
     "onnxruntime": "cpu",
 }
+
+REFUSED_NAMES = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR})
 
 app = typer.Typer(
     name="mgg-edge",
@@ -94,19 +100,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: the words after the program's name; those of the process when None.
     """
-    try:
-        app(args=arguments, prog_name="mgg-edge")
-    except MggEdgeError as error:
-        _fail(error)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRA_OF_PACKAGE:
-            raise
-        line = f"pip install 'mgg-edge[{EXTRA_OF_PACKAGE[package]}]'"
-        _fail(MissingDependencyError(f"the package '{package}' is not installed; install it with: {line}"))
+    with standard_output(_fail):
+        try:
+            app(args=arguments, prog_name="mgg-edge")
+        except MggEdgeError as error:
+            sys.exit(_fail(error))
+        except OSError as error:
+            # A name from the command line that the system refuses before anything was opened.
+            if error.errno not in REFUSED_NAMES or not isinstance(error.filename, str | bytes):
+                raise
+            sys.exit(_fail(UsageError(f"{os.fsdecode(error.filename)}: cannot be used: {error.strerror}")))
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in EXTRA_OF_PACKAGE:
+                raise
+            line = f"pip install 'mgg-edge[{EXTRA_OF_PACKAGE[package]}]'"
+            message = f"the package '{package}' is not installed; install it with: {line}"
+            sys.exit(_fail(MissingDependencyError(message)))
 
 
-def _fail(error: MggEdgeError) -> None:
-    sys.stdout.flush()
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
-    sys.exit(error.exit_code)
+def _fail(error: MggEdgeError) -> int:
+    """Say an error; the exit code."""
+    with contextlib.suppress(MggEdgeError, BrokenPipeError):
+        sys.stdout.flush()
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+    return error.exit_code

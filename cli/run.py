@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.resources
 import logging
-import os
 import signal
 import sys
 import time
@@ -115,7 +114,7 @@ def run(
 ) -> None:
     """Classify videos or cameras while the model adapts to each.
 
-    Ctrl-C and SIGTERM end the run after the frame in hand; outputs are completed and the summary is printed.
+    Ctrl-C, SIGTERM and a hang-up end the run after the frame in hand; outputs are completed and the summary is printed.
     """
     from mgg_edge.cli.display import RunDisplay, Stages, log_to_terminal
     from mgg_edge.cli.run_parts import EngineChoice, Outputs, adapters_for, lanes_for, open_named, serving
@@ -174,8 +173,14 @@ def default_bundle() -> Iterator[Path]:
         yield path
 
 
+def _asked_to_end() -> tuple[signal.Signals, ...]:
+    """Signals that ask a run to end; a hang-up only where it is not ignored (nohup)."""
+    hang_up = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    return (signal.SIGINT, signal.SIGTERM, *hang_up)
+
+
 class _StopRequest:
-    """Turns SIGINT or SIGTERM into a wish the run can grant between two frames; a second Ctrl-C is prompt.
+    """Turns SIGINT, SIGTERM or SIGHUP into a wish the run can grant between two frames; a second Ctrl-C is prompt.
 
     Supervisors signal a process and its whole group, so one request often comes twice.
 
@@ -188,7 +193,7 @@ class _StopRequest:
         self._asked_s = 0.0
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {number: signal.signal(number, self._note) for number in _asked_to_end()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -211,28 +216,28 @@ def _report(
     total: Summary,
     parts: Mapping[str, Summary],
     lines: JsonLines | None,
-    labels: Counter[str],
+    labels: Counter[tuple[str, int]],
     videos: list[AnnotatedVideo],
 ) -> None:
     from mgg_edge.cli.display import print_facts
 
-    try:
-        if lines is not None:
-            each = {"sources": {name: part.to_dict() for name, part in parts.items()}} if len(parts) > 1 else {}
-            lines.summary(total.to_dict() | each)
-        else:
-            print_facts(_facts(total, parts, labels, videos))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader has what it wanted. Python would flush once more at exit, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if lines is not None:
+        each = {"sources": {name: part.to_dict() for name, part in parts.items()}} if len(parts) > 1 else {}
+        lines.summary(total.to_dict() | each)
+    else:
+        print_facts(_facts(total, parts, labels, videos))
+    sys.stdout.flush()
 
 
 def _facts(
-    total: Summary, parts: Mapping[str, Summary], labels: Counter[str], videos: list[AnnotatedVideo]
+    total: Summary, parts: Mapping[str, Summary], labels: Counter[tuple[str, int]], videos: list[AnnotatedVideo]
 ) -> dict[str, str]:
     refused = f", {total.adapt_rejected} refused" if total.adapt_rejected else ""
-    common = ", ".join(f"{label} ({count / labels.total():.0%})" for label, count in labels.most_common(3))
+    names = Counter(label for label, _ in labels)  # two classes may have one name, such as ImageNet's crane
+    common = ", ".join(
+        f"{label}{f' #{index}' if names[label] > 1 else ''} ({count / labels.total():.0%})"
+        for (label, index), count in labels.most_common(3)
+    )
     facts = {
         "frames": _frames(total),
         "inference": _latency(total.infer_ms),

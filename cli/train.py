@@ -34,7 +34,7 @@ class Target(StrEnum):
 
 
 def train(
-    backbone: Annotated[str, typer.Option(help="timm model name, or torchvision/NAME.")],
+    backbone: Annotated[str, typer.Option(help="Name of timm, torchvision/NAME, or your own package.module:factory.")],
     data: Annotated[Path, typer.Option(help="Clean pictures: a folder a class, any images, or a glyph file.")],
     out: Annotated[Path, typer.Option(help="File of learned numbers to write, .safetensors.")],
     weights: Annotated[

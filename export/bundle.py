@@ -16,11 +16,12 @@ from torch import Tensor
 
 import mgg_edge
 from mgg_edge.container import describe_members, write_container
-from mgg_edge.errors import SinkError, UnsupportedError, UsageError
+from mgg_edge.errors import UnsupportedError, UsageError
 from mgg_edge.export.graph_builder import OPSET, REVERSED
 from mgg_edge.export.graphs import build_graphs
 from mgg_edge.export.parity import REPORTED_STEPS, check_parity, measure_parity
 from mgg_edge.export.tensorrt_lint import lint_tensorrt
+from mgg_edge.files import output_target
 from mgg_edge.learn.images import synthetic_frames
 from mgg_edge.learn.step import AdaptStep
 from mgg_edge.manifest import (
@@ -98,15 +99,17 @@ def export_bundle(
         )
     if len(labels) != step.backbone.classes:
         raise UsageError(f"labels: expected {step.backbone.classes} names, found {len(labels)}")
-    if not path.parent.is_dir():
-        raise SinkError(f"{path}: cannot write the bundle: no such directory '{path.parent}'")
+    folder = output_target(path).parent
     progress("trace and lower", 0, 1)
-    graphs = build_graphs(step, infer_batch, adapt_batch)
+    try:
+        graphs = build_graphs(step, infer_batch, adapt_batch)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"backbone '{step.backbone.name}': {error}") from error
     _refuse_unbuildable(graphs)
     progress("trace and lower", 1, 1)
     members = _members(step, graphs, infer_batch, adapt_batch)
     manifest = _manifest(step, labels, origins, infer_batch, adapt_batch).replace(members=describe_members(members))
-    parity = _check(step, manifest, members, path.parent, parity_steps, progress)
+    parity = _check(step, manifest, members, folder, parity_steps, progress)
     manifest = manifest.replace(parity=parity)
     write_container(path, manifest, members)
     return manifest

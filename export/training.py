@@ -10,6 +10,7 @@ from typing import Any
 
 from mgg_edge.errors import UsageError
 from mgg_edge.export.compose import ExportRequest, compose_backbone
+from mgg_edge.files import output_target
 from mgg_edge.learn.pictures import open_training_data
 from mgg_edge.learn.rules.files import save_rule
 from mgg_edge.learn.training.loop import Progress
@@ -54,8 +55,7 @@ def train(
     Raises:
         MggEdgeError: see `compose_backbone`, `open_training_data` and `RuleTraining`.
     """
-    if not request.out.absolute().parent.is_dir():
-        raise UsageError(f"{request.out}: no such directory '{request.out.parent}'")
+    output_target(request.out)
     if request.out.suffix != ".safetensors":
         raise UsageError(f"{request.out}: expected a name that ends in .safetensors")
     started = time.monotonic()

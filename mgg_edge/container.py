@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import stat
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from mgg_edge.errors import BundleError, SinkError, UsageError
+from mgg_edge.errors import BundleError, UsageError
+from mgg_edge.files import write_whole
 from mgg_edge.manifest import Manifest, MemberInfo
 
 __all__ = [
@@ -72,14 +71,11 @@ def write_container(path: Path, manifest: Manifest, members: Mapping[str, bytes]
 
     Raises:
         BundleError: the members do not match the manifest or exceed a ceiling.
+        UsageError: the path is a directory, device or pipe.
         SinkError: the file cannot be written.
     """
     _check_members(manifest, members)
-    payloads = {"manifest.json": manifest.to_json(), **members}
-    try:
-        _write_atomically(path, _pack(payloads))
-    except OSError as error:
-        raise SinkError(f"{path}: cannot write the bundle: {error.strerror or error}") from error
+    write_whole(path, _pack({"manifest.json": manifest.to_json(), **members}), "the bundle")
 
 
 def read_container(path: Path) -> tuple[Manifest, dict[str, bytes], str]:
@@ -112,20 +108,6 @@ def _pack(payloads: Mapping[str, bytes]) -> bytearray:
     body = memoryview(packed)[:-_COMMENT_LENGTH]
     packed[-_COMMENT_LENGTH:] = _PREFIX + hashlib.sha256(body).hexdigest().encode()
     return packed
-
-
-def _write_atomically(path: Path, data: bytearray) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _read_verified(path: Path) -> bytes:

@@ -34,6 +34,7 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "WeightsError",
+    "printable",
 ]
 
 MAX_MESSAGE_LENGTH = 1000
@@ -54,6 +55,11 @@ def _one_line(message: str) -> str:
     text = " ".join(message.split())
     if len(text) > MAX_MESSAGE_LENGTH:
         text = f"{text[: MAX_MESSAGE_LENGTH - 200]} … {text[-190:]}"
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """The text with every character replaced that a terminal would obey rather than show."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 

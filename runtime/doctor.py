@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import re
 import subprocess
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from mgg_edge.runtime.bundle.bundle import Bundle
 from mgg_edge.runtime.engines.engine import Engine, has_gpu
+from mgg_edge.runtime.engines.onnxruntime_engine import usable_cores
 from mgg_edge.runtime.engines.onnxruntime_import import import_onnxruntime
 
 __all__ = [
@@ -117,7 +117,7 @@ def environment() -> Environment:
         python=platform.python_version(),
         system=platform.platform(),
         machine=platform.machine(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=usable_cores(),
         jetson=jetson,
         gpu=gpu,
         packages=packages,

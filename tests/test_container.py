@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -72,7 +73,7 @@ class TestWriting:
     """Complete at its path, or not there at all."""
 
     def test_unwritable_folder(self, tmp_path: Path, toy_parts: toy.Parts):
-        with pytest.raises(SinkError, match="cannot write the bundle: No such file or directory"):
+        with pytest.raises(SinkError, match="cannot write here: No such file or directory"):
             write_container(tmp_path / "absent" / "toy.mgg", described(toy_parts.members), toy_parts.members)
 
     @pytest.mark.parametrize("call", ["fsync", "chmod", "replace"])
@@ -85,7 +86,7 @@ class TestWriting:
         def fail(*_: object, **__: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(container.os, call, fail)
+        monkeypatch.setattr(os, call, fail)
         with pytest.raises(SinkError, match="No space left on device"):
             write_container(path, described(toy_parts.members), toy_parts.members)
         assert path.read_bytes() == b"old"

@@ -112,7 +112,7 @@ def test_released_checkpoint_as_rule(tmp_path, capsys):
         (["--labels", "none.txt"], 2, "cannot read the class names"),
         (["--learning-rate", "nan"], 2, "learning rate: 'mgg' expected a number"),
         (["--batch", "1"], 2, "Invalid value for '--batch'"),
-        (["--out", "none/x.mgg"], 1, "no such directory"),
+        (["--out", "none/x.mgg"], 1, "cannot write here: No such file or directory"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )

@@ -215,10 +215,13 @@ class TestFile:
             _ = dataclasses.replace(record, header={**record.header, "start": "AAAA"}).start
 
     def test_a_file_that_cannot_be_made(self, tmp_path: Path):
-        with pytest.raises(SinkError, match="cannot write the record"):
+        with pytest.raises(SinkError, match="cannot write here"):
             RunRecorder(tmp_path / "none" / "run.mggrun")
 
-    def test_a_full_disk_ends_the_record_and_not_the_run(self, toy_bundle: Path, caplog: pytest.LogCaptureFixture):
+    def test_a_full_disk_ends_the_record_and_not_the_run(
+        self, toy_bundle: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr("mgg_edge.runtime.store.record.output_target", Path)  # it would refuse the device
         recorder = RunRecorder("/dev/full")
         with caplog.at_level(logging.ERROR), Adapter.open(toy_bundle, threads=1, journal=recorder) as adapter:
             recorder.begin(adapter)

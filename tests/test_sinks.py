@@ -147,7 +147,7 @@ def test_a_table_has_a_header_and_a_row_a_frame(tmp_path: Path) -> None:
 
 
 def test_a_table_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="directory or device"):
+    with pytest.raises(UsageError, match="found a directory"):
         CsvLines(tmp_path)
     with pytest.raises(SinkError, match="No such file"):
         CsvLines(tmp_path / "absent" / "out.csv")
@@ -282,7 +282,7 @@ def test_an_unforeseen_error_leaves_nothing_and_is_not_disguised(
     [
         ("out.gif", UsageError, "expected a video file ending in .mp4"),
         ("out", UsageError, "found ''"),
-        ("folder.mp4", UsageError, "found a directory or device"),
+        ("folder.mp4", UsageError, "found a directory"),
         ("absent/out.mp4", SinkError, "No such file or directory"),
         ("file.txt/out.mp4", SinkError, "Not a directory"),
     ],

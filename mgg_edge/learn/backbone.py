@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -112,7 +113,7 @@ class Backbone:
         norm_statistics: str = DEFAULT_NORM_STATISTICS,
         **options: Any,
     ) -> Backbone:
-        """Build a timm model, or with the prefix `torchvision/` one of torchvision.
+        """Build a model of timm, of torchvision (`torchvision/NAME`) or of one's own (`package.module:factory`).
 
         Args:
             name: model name.
@@ -132,6 +133,45 @@ class Backbone:
         if not isinstance(weights, str):
             assign_weights(model, weights, where=name)
         return cls(model, name, preprocess, adapt=adapt, taps=taps, norm_statistics=norm_statistics)
+
+    @classmethod
+    def from_module(
+        cls,
+        module: nn.Module,
+        *,
+        input_size: int | tuple[int, int],
+        mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN,
+        std: tuple[float, float, float] = IMAGENET_DEFAULT_STD,
+        name: str | None = None,
+        resize: str = "shortest-side",
+        crop_fraction: float = 1.0,
+        interpolation: str = "bilinear",
+        adapt: str = ADAPT_ALL,
+        taps: str | None = None,
+        norm_statistics: str = DEFAULT_NORM_STATISTICS,
+    ) -> Backbone:
+        """Take a module of one's own, with the weights it has; it is changed (see the constructor).
+
+        Args:
+            module: from images f[B, 3, H, W], scaled by mean and deviation, to logits f[B, C].
+            input_size: H and W, or the side of a square, pixels.
+            mean: of the scaling, RGB on the 0–1 scale; ImageNet's by default.
+            std: likewise.
+            name: what to call it; the class by default.
+            resize: `shortest-side` keeps the aspect ratio of a picture, `squash` does not.
+            crop_fraction: side of the centre crop over the side of the resized picture, in (0, 1].
+            interpolation: `bicubic` or `bilinear`.
+            adapt: which norms adapt.
+            taps: regular expression of modules to tap.
+            norm_statistics: how the statistics of batch normalisation move.
+
+        Raises:
+            UnsupportedError, UsageError: see the constructor.
+        """
+        height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
+        preprocess = PreprocessInfo(height, width, resize, crop_fraction, interpolation, tuple(mean), tuple(std))
+        called = type(module).__name__ if name is None else name
+        return cls(module, called, preprocess, adapt=adapt, taps=taps, norm_statistics=norm_statistics)
 
     @property
     def infer_state(self) -> tuple[str, ...]:

@@ -1,10 +1,20 @@
-"""Classifiers by name: timm's, and torchvision's behind the prefix `torchvision/`."""
+"""Classifiers by name: timm's, torchvision's (`torchvision/NAME`), and anybody's (`package.module:factory`).
+
+A factory of one's own is called without arguments, or with `img_size` and `num_classes` where they are asked for, and
+returns an `nn.Module` from images f[B, 3, H, W] to logits f[B, C]. How pictures are prepared it says as timm's models
+do, in an attribute `default_cfg` (`input_size`, `mean`, `std`, `crop_pct`, `interpolation`); without one timm's
+defaults hold. A factory that takes no `img_size` is asked without it.
+"""
 
 from __future__ import annotations
 
 import difflib
+import functools
+import importlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -40,7 +50,7 @@ def create_model(
     """Build a model and say how its pictures are prepared.
 
     Args:
-        name: timm model name, or `torchvision/` and a torchvision model name.
+        name: timm model name; `torchvision/` and a torchvision model name; or `package.module:factory`.
         pretrained: whether the package shall download its weights.
         seed: of random weights; the global generator is left alone.
         options: arguments of the model; `img_size` also serves models that take any size.
@@ -50,6 +60,9 @@ def create_model(
         WeightsError: weights that cannot be downloaded.
         UnsupportedError: preprocessing the run time does not have.
     """
+    name = name.replace(f"{TORCHVISION[:-1]}:", TORCHVISION, 1) if name.startswith(f"{TORCHVISION[:-1]}:") else name
+    if ":" in name:
+        return _own_model(name, seed, dict(options))
     library, label = (_TORCHVISION, name.removeprefix(TORCHVISION)) if name.startswith(TORCHVISION) else (_TIMM, name)
     names = library.names()
     if label not in names:
@@ -59,7 +72,10 @@ def create_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _build(library, label, pretrained, dict(options))
-    preprocess = library.preprocess(model, label)
+    return model, _checked(library.preprocess(model, label), options)
+
+
+def _checked(preprocess: PreprocessInfo, options: Mapping[str, Any]) -> PreprocessInfo:
     if size := options.get("img_size"):
         height, width = (size, size) if isinstance(size, int) else size
         preprocess = PreprocessInfo(**{**vars(preprocess), "height": height, "width": width})
@@ -68,7 +84,32 @@ def create_model(
             f"backbone: expected {' or '.join(INTERPOLATIONS)} resizing with a centre crop or squash, "
             f"found {preprocess.interpolation} and {preprocess.resize}"
         )
-    return model, preprocess
+    return preprocess
+
+
+def _own_model(name: str, seed: int, options: dict[str, Any]) -> tuple[nn.Module, PreprocessInfo]:
+    """What a factory named `package.module:factory` makes; the working directory is a place to import from."""
+    path, _, attribute = name.partition(":")
+    before = list(sys.path)
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        factory = getattr(importlib.import_module(path), attribute, None)
+    except ImportError as error:
+        raise UsageError(f"backbone: cannot import '{path}' for '{name}': {_reason(error)}") from error
+    finally:
+        sys.path[:] = before
+    if not callable(factory):
+        raise UsageError(f"backbone: expected a function '{attribute}' in '{path}', found {type(factory).__name__}")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = _without_size(factory, "img_size", options)
+    except _BUILD_ERRORS as error:
+        given = f" with options {options}" if options else ""
+        raise UsageError(f"backbone: '{name}' cannot build a model{given}: {_reason(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"backbone: expected '{name}' to return a torch.nn.Module, found {type(model).__name__}")
+    return model, _checked(_timm_preprocess(model, name), options)
 
 
 def _build(library: _Library, label: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
@@ -91,13 +132,18 @@ def _build(library: _Library, label: str, pretrained: bool, options: dict[str, A
 
 
 def _build_at_size(library: _Library, label: str, options: dict[str, Any]) -> nn.Module:
+    model: nn.Module = _without_size(functools.partial(library.build, label), library.size_option, options)
+    return model
+
+
+def _without_size(build: Callable[..., Any], size_option: str, options: dict[str, Any]) -> Any:
     """Models that take images of any size refuse the argument; they need none."""
     try:
-        return library.build(label, **options)
+        return build(**options)
     except TypeError as error:
-        if library.size_option not in options or f"'{library.size_option}'" not in str(error):
+        if size_option not in options or f"'{size_option}'" not in str(error):
             raise
-        return library.build(label, **{key: value for key, value in options.items() if key != library.size_option})
+        return build(**{key: value for key, value in options.items() if key != size_option})
 
 
 def _reason(error: Exception) -> str:
@@ -105,7 +151,9 @@ def _reason(error: Exception) -> str:
 
 
 def _timm_preprocess(model: nn.Module, _label: str) -> PreprocessInfo:
-    config = resolve_data_config({}, model=model)
+    # Before timm 1.0 the attribute was called so, and own models may follow either.
+    own: Any = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
+    config = resolve_data_config({}, pretrained_cfg=own)
     resize = {"center": "shortest-side", "squash": "squash"}.get(config["crop_mode"], config["crop_mode"])
     _, height, width = config["input_size"]
     return PreprocessInfo(

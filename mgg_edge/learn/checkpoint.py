@@ -1,8 +1,9 @@
-"""Files of numbers: model weights read from safetensors or PyTorch files restricted to tensors; files written whole."""
+"""Model weights, read from safetensors or from PyTorch files restricted to tensors."""
 
 from __future__ import annotations
 
-import os
+import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,27 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mgg_edge.errors import SinkError, UsageError, WeightsError
+from mgg_edge.errors import UsageError, WeightsError
 
-__all__ = ["assign_weights", "read_state_dict", "write_file"]
+__all__ = ["assign_weights", "read_state_dict"]
 
-NESTED_KEYS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema")
-PREFIXES = ("module.", "model.")
+# Moving averages first: where both are there, timm takes them.
+NESTED_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
+# DataParallel, Lightning, torch.compile.
+PREFIXES = ("module.", "model.", "_orig_mod.")
+AVERAGE_COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
+SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+_GLOBAL = re.compile(r"(?:GLOBAL|global:?|Unsupported class) ([A-Za-z_][\w.]*\.[\w.]+)")
 MAX_NAMED = 3
+
+logger = logging.getLogger(__name__)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors of a `.safetensors` file or of a `.pth`, `.pt` or `.bin` file loaded with `weights_only`.
+    """Tensors of a `.safetensors` file, or of a PyTorch file (`SUFFIXES`) loaded with `weights_only`.
 
-    A state dict nested under a usual key is found; the prefixes `module.` and `model.` are removed when every
-    name has them.
+    A state dict nested under a usual key is found; of several the moving average is taken, as timm does, and the log
+    says so. Prefixes that wrappers put before every name (`PREFIXES`) are removed, several if there are several.
 
     Raises:
         UsageError: no such file, or another suffix.
@@ -38,14 +46,28 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             return _strip_prefixes(load_file(path))
         except (safetensors.SafetensorError, OSError) as error:
             raise WeightsError(f"{path}: expected safetensors: {error}") from error
-    if path.suffix not in (".pth", ".pt", ".bin"):
-        raise UsageError(f"{path}: expected a .safetensors, .pth, .pt or .bin file")
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"{path}: expected a .safetensors, {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged file raises is not documented; all of it means the same here
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: expected a PyTorch file of tensors alone: {reason}") from error
+    except Exception as error:  # what a damaged file raises is not documented
+        raise WeightsError(f"{path}: {_refusal(path, error)}") from error
     return _strip_prefixes(_find_tensors(content, path))
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    """Why a PyTorch file is not read, and what to do."""
+    with path.open("rb") as file:
+        head = file.read(512).lstrip().lower()
+    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "expected a PyTorch file, found a web page; download the file itself"
+    if found := _GLOBAL.search(str(error)):
+        return (
+            f"expected tensors alone, found a pickled '{found[1]}', which would be run as code; where you trust it, "
+            "save the tensors: torch.save(model.state_dict(), 'weights.pth')"
+        )
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"expected a PyTorch file, found a damaged one or another kind: {reason.partition(' Please ')[0][:200]}"
 
 
 def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
@@ -74,38 +96,22 @@ def _find_tensors(content: Any, path: Path) -> dict[str, Tensor]:
     while isinstance(content, Mapping):
         if content and all(isinstance(value, Tensor) for value in content.values()):
             return dict(content)
-        nested = next((key for key in NESTED_KEYS if isinstance(content.get(key), Mapping)), None)
-        if nested is None:
+        present = [key for key in NESTED_KEYS if isinstance(content.get(key), Mapping)]
+        if not present:
             break
-        content = content[nested]
+        if len(present) > 1:
+            logger.info("%s: of %s taking '%s'", path, ", ".join(f"'{key}'" for key in present), present[0])
+        content = content[present[0]]
     raise WeightsError(f"{path}: expected a state dict of tensors, found {type(content).__name__}")
 
 
 def _strip_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    tensors = {name: value for name, value in tensors.items() if name != AVERAGE_COUNTER}
+    while prefix := next((one for one in PREFIXES if tensors and all(name.startswith(one) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
 
 
 def _some(names: list[str]) -> str:
     rest = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return ", ".join(f"'{name}'" for name in names[:MAX_NAMED]) + rest
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        SinkError: it cannot be written.
-    """
-    draft = path.with_name(f"{path.name}.part")
-    try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise SinkError(f"{path}: cannot write: {error.strerror or error}") from error

@@ -6,6 +6,7 @@ z(x) is the concatenation of the taps' outputs, each pooled to one vector an ima
                 each block is read after the next norm (arXiv 2412.16901, section 4, and its released code)
     stages      other timm models: what timm itself lists as the model's features (`feature_info`)
     children    torchvision: the children of `features`, `encoder.layers` or `trunk_output`, or `layer1` … `layer4`
+    norms       anybody's own model: its normalisation layers that run once, at most 16, spread evenly up to the last
 
 and how the output of one is pooled:
 
@@ -30,10 +31,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mgg_edge.errors import UnsupportedError, UsageError
+from mgg_edge.learn.norm_layers import discover_norms
 from mgg_edge.manifest import TapInfo
 
 __all__ = ["Calls", "choose_taps", "collected", "observe_calls"]
 
+MAX_NORM_TAPS = 16
 _CHILDREN_OF = ("features", "encoder.layers", "trunk_output")
 _POOLS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "token": lambda output, _prefix: output[:, 0],
@@ -65,9 +68,14 @@ def observe_calls(model: nn.Module, height: int, width: int) -> Calls:
         UnsupportedError: it does not return one tensor.
     """
     shapes: dict[str, list[tuple[int, ...]]] = {}
+    running: list[str] = []
+
+    def enter(name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda _module, _inputs: running.append(name)
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            running.pop()
             if isinstance(output, Tensor):
                 shapes.setdefault(name, []).append(tuple(output.shape))
 
@@ -76,13 +84,18 @@ def observe_calls(model: nn.Module, height: int, width: int) -> Calls:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     unreal = {name: tensor.to("meta") for name, tensor in tensors.items()}
     handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
+    handles += [module.register_forward_pre_hook(enter(name)) for name, module in model.named_modules() if name]
     try:
         output = functional_call(model, unreal, (torch.empty(1, 3, height, width, device="meta"),))
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(
-            f"backbone: {type(model).__name__} cannot take images of {width}x{height}: {reason}"
-        ) from error
+        where = f"{type(model).__name__}, in '{running[-1]}'" if running else type(model).__name__
+        if "meta tensors" in reason:  # the only thing that needs values here is a decision by them
+            raise UnsupportedError(
+                f"backbone: {where}, decides by the values of a picture ({reason}): no graph can; compute both and "
+                "choose with torch.where"
+            ) from error
+        raise UsageError(f"backbone: {where} cannot take images of {width}x{height}: {reason}") from error
     finally:
         for handle in handles:
             handle.remove()
@@ -103,7 +116,7 @@ def choose_taps(model: nn.Module, calls: Calls, pattern: str | None) -> tuple[Ta
         UsageError: a pattern that cannot be read or matches nothing, or a module that cannot be tapped.
         UnsupportedError: a family without a rule.
     """
-    names = _matching(calls, pattern) if pattern is not None else _default_names(model)
+    names = _matching(calls, pattern) if pattern is not None else _default_names(model, calls)
     for name in names:
         found = calls.shapes.get(name, [])
         if len(found) != 1 or not 2 <= len(found[0]) <= 4:
@@ -143,7 +156,7 @@ def _matching(calls: Calls, pattern: str) -> list[str]:
     return names
 
 
-def _default_names(model: nn.Module) -> list[str]:
+def _default_names(model: nn.Module, calls: Calls) -> list[str]:
     if names := _prenorm_names(model):
         return names
     information: Any = getattr(model, "feature_info", None)
@@ -155,7 +168,12 @@ def _default_names(model: nn.Module) -> list[str]:
             return [f"{parent}.{name}" for name, _ in modules[parent].named_children()]
     if layers := [name for name, _ in model.named_children() if re.fullmatch(r"layer\d", name)]:
         return layers
-    raise UnsupportedError(f"backbone: no rule says where to tap a {type(model).__name__}; name modules with --taps")
+    norms = {name.rpartition(".")[0] for name in discover_norms(model).names}
+    once = [name for name, found in calls.shapes.items() if name in norms and len(found) == 1 and len(found[0]) >= 2]
+    if not once:
+        raise UnsupportedError(f"backbone: no rule says where to tap {type(model).__name__}; name modules with --taps")
+    count = min(MAX_NORM_TAPS, len(once))
+    return [once[(number + 1) * len(once) // count - 1] for number in range(count)]
 
 
 def _prenorm_names(model: nn.Module) -> list[str]:
@@ -176,7 +194,8 @@ def _tap(model: nn.Module, name: str, shape: tuple[int, ...]) -> TapInfo:
     elif len(shape) == 3:
         pooling = "token" if getattr(model, "global_pool", None) == "token" else "tokens"
     else:
-        pooling = "maps-last" if _channels_last(model) else "maps"
+        last = _channels_last(model) or type(model.get_submodule(name)) is nn.LayerNorm
+        pooling = "maps-last" if last else "maps"
     return TapInfo(name, shape[1] if pooling == "maps" else shape[-1], pooling)
 
 

@@ -14,7 +14,6 @@ import json
 import zlib
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -22,7 +21,8 @@ import safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from mgg_edge.errors import SinkError, SourceError, UsageError
+from mgg_edge.errors import SourceError, UsageError
+from mgg_edge.files import write_whole
 
 __all__ = ["CHARACTERS", "MASTER_SIZE", "SPLITS", "Face", "GlyphSet", "Split", "load_glyphs", "save_glyphs", "split_of"]
 
@@ -122,10 +122,7 @@ def save_glyphs(path: str | PathLike[str], glyphs: GlyphSet) -> None:
         },
         {"format": FORMAT, "size": str(MASTER_SIZE), "faces": json.dumps([vars(face) for face in glyphs.faces])},
     )
-    try:
-        Path(path).write_bytes(content)
-    except OSError as error:
-        raise SinkError(f"{path}: cannot write the glyphs: {error}") from error
+    write_whole(path, content, "the glyphs")
 
 
 def load_glyphs(path: str | PathLike[str]) -> GlyphSet:

@@ -26,6 +26,7 @@ import safetensors.numpy
 
 from mgg_edge.container import describe_members, read_container, write_container
 from mgg_edge.errors import UsageError
+from mgg_edge.files import output_target
 from mgg_edge.manifest import Manifest, SiteInfo, SiteRow
 from mgg_edge.runtime.adaptation.adapter import Adapter
 from mgg_edge.runtime.adaptation.adapter_inference import infer_all
@@ -156,6 +157,7 @@ def calibrate(
         UsageError: too few pictures.
         MggEdgeError: a bundle or source that cannot be read, or a file that cannot be written.
     """
+    output_target(out)  # before the work
     bundle = Bundle.load(path)
     frames = gather_frames(source, bundle.manifest)
     progress("clean pictures", len(frames), len(frames))

@@ -19,6 +19,8 @@ Settings, measured on the step of a ViT-Tiny (22 MiB of weights, infer batch 1, 
 
 from __future__ import annotations
 
+import logging
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,10 +35,12 @@ from mgg_edge.runtime.engines.engine import Diagnostics, check_frames, check_sta
 from mgg_edge.runtime.engines.onnxruntime_import import import_onnxruntime, mapped, quiet_options
 from mgg_edge.state import AdaptState, TensorSpec
 
-__all__ = ["OnnxRuntimeEngine"]
+__all__ = ["OnnxRuntimeEngine", "usable_cores"]
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 MAX_THREADS = 1024
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,10 @@ class OnnxRuntimeEngine:
     def __init__(self, bundle: Bundle, threads: int | None = None, with_adapt: bool = True) -> None:
         if threads is not None and not (type(threads) is int and 1 <= threads <= MAX_THREADS):
             raise UsageError(f"threads: expected a whole number from 1 to {MAX_THREADS}, found {threads!r}")
+        if threads is not None and threads > (cores := usable_cores()):
+            # They would wait for each other: 1,024 on two cores made nine frames take two minutes.
+            logger.warning("threads: %d asked for, %d cores here: using %d", threads, cores, cores)
+            threads = cores
         self._ort = _import_onnxruntime()
         self._specs, self._infer_specs = bundle.manifest.state, bundle.manifest.infer_specs
         self._closed = False
@@ -225,6 +233,11 @@ class OnnxRuntimeEngine:
 
     def _value(self, array: npt.NDArray[np.generic]) -> Any:
         return self._ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _state_names(specs: tuple[TensorSpec, ...]) -> set[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
@@ -23,6 +22,7 @@ import numpy.typing as npt
 from av.error import FFmpegError
 
 from mgg_edge.errors import MissingDependencyError, SinkError, UsageError
+from mgg_edge.files import create_beside, output_target
 from mgg_edge.runtime.adaptation.adapter import Prediction
 from mgg_edge.runtime.outputs.overlay import Caption, Overlay
 from mgg_edge.runtime.outputs.sinks_lines import CsvLines, JsonLines
@@ -139,7 +139,7 @@ class VideoFile:
             self._container.close()
             with self._temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            os.replace(self._temporary, self.path.resolve())  # through a link, not over it
+            os.replace(self._temporary, output_target(self.path))  # through a link, not over it
         self._container = None
         self.completed = True
 
@@ -194,16 +194,7 @@ class AnnotatedVideo(VideoFile):
 def _create_temporary(path: Path) -> Path:
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         raise UsageError(f"{path}: expected a video file ending in {', '.join(VIDEO_SUFFIXES)}, found '{path.suffix}'")
-    target = path.resolve()
-    if target.exists() and not target.is_file():
-        raise UsageError(f"{path}: expected a file to write, found a directory or device")
-    try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix.lower())
-        os.close(handle)
-        os.chmod(name, 0o644)  # mkstemp lets nobody else read
-    except OSError as error:
-        raise SinkError(f"{path}: cannot write here: {error.strerror or error}") from error
-    return Path(name)
+    return create_beside(output_target(path), path.suffix.lower())
 
 
 def _encoder() -> str:

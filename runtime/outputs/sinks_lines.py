@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from mgg_edge.errors import SinkError, UsageError
+from mgg_edge.errors import SinkError
+from mgg_edge.files import output_target
 from mgg_edge.runtime.adaptation.adapter import Prediction
 from mgg_edge.runtime.sources.source import Frame
 
@@ -86,8 +87,7 @@ class CsvLines:
     def __init__(self, path: str | os.PathLike[str], source: str = "") -> None:
         self.path, self._source = Path(path), source
         self.rows = 0
-        if self.path.exists() and not self.path.is_file():
-            raise UsageError(f"{self.path}: expected a file to write, found a directory or device")
+        output_target(self.path)
         try:
             self._file: TextIO | None = self.path.open("w", encoding="utf-8", newline="", buffering=1)
         except OSError as error:

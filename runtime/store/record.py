@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mgg_edge.errors import SinkError
+from mgg_edge.files import output_target
 from mgg_edge.runtime.adaptation.adapter import Adapter
 from mgg_edge.runtime.adaptation.adapter_events import Event, Published
 from mgg_edge.runtime.adaptation.gate import Observation
@@ -60,6 +61,7 @@ class RunRecorder:
         failure: why recording ended before its time, or None.
 
     Raises:
+        UsageError: a directory, device or pipe.
         SinkError: the file cannot be created.
     """
 
@@ -69,6 +71,7 @@ class RunRecorder:
         self._hasher, self._lines = hashlib.sha256(), 0
         self._lock, self._begun = threading.Lock(), False
         self._last_state = ""
+        output_target(path)  # opening a pipe would wait for its reader
         try:
             self._file: IO[bytes] | None = self.path.open("wb")
         except OSError as error:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mgg_edge.errors import SinkError
-from mgg_edge.learn.checkpoint import write_file
+from mgg_edge.files import write_whole
 
 __all__ = ["Job", "PartStore", "Row"]
 
@@ -80,7 +80,7 @@ class PartStore:
             SinkError: it cannot be written.
         """
         line = json.dumps({"job": job.settings, "result": result}, allow_nan=False)
-        write_file(self.path(job), f"{line}\n".encode())
+        write_whole(self.path(job), f"{line}\n".encode())
 
     def read(self, job: Job) -> Row | None:
         """The result of a job, or None if there is none; a file that is not one is named and ignored."""

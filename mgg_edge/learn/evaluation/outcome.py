@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mgg_edge.learn.checkpoint import write_file
+from mgg_edge.files import write_whole
 from mgg_edge.learn.evaluation.jobs import Row
 from mgg_edge.learn.evaluation.plots import draw_plots
 from mgg_edge.learn.evaluation.report import html_report
@@ -48,5 +48,5 @@ def write_outcome(folder: Path, rows: Sequence[Row], facts: Mapping[str, str]) -
         **{f"{name}.png": data for name, data in plots.items()},
     }
     for name, content in contents.items():
-        write_file(folder / name, content)
+        write_whole(folder / name, content)
     return summaries

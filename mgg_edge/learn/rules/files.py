@@ -24,7 +24,8 @@ import torch
 from safetensors.torch import save
 
 from mgg_edge.errors import UsageError, WeightsError
-from mgg_edge.learn.checkpoint import read_state_dict, write_file
+from mgg_edge.files import write_whole
+from mgg_edge.learn.checkpoint import read_state_dict
 from mgg_edge.learn.rules.base import UpdateRule
 from mgg_edge.learn.rules.classic import Adam, Sgd
 from mgg_edge.learn.rules.forward import Forward
@@ -91,7 +92,7 @@ def save_rule(path: str | os.PathLike[str], rule: UpdateRule, report: Mapping[st
         "report": json.dumps(report or {}),
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in rule.state_dict().items()}
-    write_file(Path(path), save(tensors, header))
+    write_whole(Path(path), save(tensors, header))
 
 
 def load_rule(path: Path, size: int, features: int) -> UpdateRule:

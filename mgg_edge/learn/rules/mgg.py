@@ -26,7 +26,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mgg_edge.errors import UsageError, WeightsError
-from mgg_edge.learn.checkpoint import write_file
+from mgg_edge.files import write_whole
 from mgg_edge.learn.rules.base import GradientRule
 from mgg_edge.learn.rules.classic import moments
 from mgg_edge.learn.rules.memory import MemoryWeights, factored_memory, initial_memory, normalise, plain_memory
@@ -170,7 +170,7 @@ class MGG(GradientRule):
         """
         tensors = {name: value.detach().contiguous() for name, value in self.named_parameters()}
         header = {**(metadata or {}), "format": FORMAT, "bias_correction": self.bias_correction}
-        write_file(Path(path), save(tensors, header))
+        write_whole(Path(path), save(tensors, header))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, memory: str = "factored") -> MGG:

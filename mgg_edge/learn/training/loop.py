@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mgg_edge.errors import UsageError, WeightsError
-from mgg_edge.learn.checkpoint import write_file
+from mgg_edge.files import write_whole
 from mgg_edge.learn.rules.base import UpdateRule
 from mgg_edge.learn.training.optimiser import RULE_RATES, MetaOptimiser
 
@@ -150,7 +150,7 @@ class _Run:
             "loop": {"best": torch.tensor(self.best, dtype=torch.float64), "loss": torch.tensor(self.loss or 0.0)},
         }
         tensors = {f"{part}/{name}": value.contiguous() for part, own in parts.items() for name, value in own.items()}
-        write_file(self._path, save(tensors, {"format": FORMAT, "key": self._key}))
+        write_whole(self._path, save(tensors, {"format": FORMAT, "key": self._key}))
 
     def load(self) -> bool:
         """Whether there was a state to go on from."""

@@ -13,7 +13,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mgg_edge.errors import WeightsError
-from mgg_edge.learn.checkpoint import assign_weights, write_file
+from mgg_edge.files import write_whole
+from mgg_edge.learn.checkpoint import assign_weights
 
 __all__ = ["read_training_state", "write_training_state"]
 
@@ -46,7 +47,7 @@ def write_training_state(
     content = save(
         {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {"progress": json.dumps(progress)}
     )
-    write_file(path, content)
+    write_whole(path, content)
 
 
 def read_training_state(

@@ -1,0 +1,62 @@
+"""Models of somebody's own, for `--backbone own_models:NAME`."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    """Convolutions with two kinds of norm; says how its pictures are prepared."""
+
+    def __init__(self, num_classes: int = 5) -> None:
+        super().__init__()
+        self.default_cfg = {"input_size": (3, 48, 40), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "crop_pct": 1.0}
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.block = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.GroupNorm(4, 16), nn.SiLU())
+        self.head = nn.Linear(16, num_classes)
+
+    def forward(self, images):
+        return self.head(self.block(self.stem(images)).mean((2, 3)))
+
+
+class ByValue(nn.Module):
+    """Decides by the values of a picture."""
+
+    def forward(self, images):
+        return images * 2 if images.mean() > 0 else images
+
+
+class Exotic(nn.Module):
+    """An operator that no engine has."""
+
+    def forward(self, images):
+        return images + torch.linalg.svdvals(images[..., :3, :3]).sum()
+
+
+def with_inner(inner: nn.Module) -> Net:
+    net = Net()
+    net.stem.insert(0, inner)
+    return net
+
+
+def by_value() -> Net:
+    return with_inner(ByValue())
+
+
+def exotic() -> Net:
+    return with_inner(Exotic())
+
+
+def no_model() -> int:
+    return 3
+
+
+def broken() -> Net:
+    raise ValueError("no such layer")
+
+
+def fixed_size() -> Net:
+    net = Net()
+    net.head = nn.Sequential(nn.Unflatten(1, (4, 5)), nn.Flatten(), nn.Linear(20, 5))
+    return net

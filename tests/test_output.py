@@ -1,0 +1,121 @@
+"""Standard output that is closed, full, read by nobody, or cannot show a letter; labels that a terminal would obey."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import toy
+from mgg_edge.errors import printable
+from videos import pictures, write_video
+
+MAIN = [sys.executable, "-c", "import sys; from mgg_edge.cli.main import main; main(sys.argv[1:])"]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("clip") / "clip.mov", pictures(6))
+
+
+def commands(bundle, clip):
+    run = ["run", "--bundle", bundle, "--source", clip]
+    return [["inspect", bundle], ["doctor"], run, [*run, "--json"], ["--help"], ["--version"], ["engines", "list"]]
+
+
+def call(words, redirect, **environment):
+    """Exit code and standard error of a command whose output a shell redirects."""
+    script = f'"$@" {redirect}'
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", *MAIN, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
+    )
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    return done
+
+
+@pytest.mark.parametrize("number", range(7))
+@pytest.mark.parametrize(("redirect", "reason"), [(">&-", "it is closed"), (">/dev/full", "No space left on device")])
+def test_an_output_that_cannot_be_written_is_one_line_and_code_1(toy_bundle, clip, number, redirect, reason):
+    done = call(commands(toy_bundle, clip)[number], redirect)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"error: standard output: cannot write: {reason}"
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_a_reader_that_has_gone_is_no_error(toy_bundle, clip, number):
+    done = call(commands(toy_bundle, clip)[number], "| true; exit ${PIPESTATUS[0]}")
+    assert done.returncode == 0
+
+
+def test_nothing_is_lost_after_a_whole_run(toy_bundle, clip, tmp_path):
+    done = call(["run", "--bundle", toy_bundle, "--source", clip, "--save", tmp_path / "out.mp4"], ">/dev/full")
+    assert done.returncode == 1
+    assert (tmp_path / "out.mp4").stat().st_size > 0
+
+
+def test_both_outputs_closed(toy_bundle):
+    assert call(["inspect", toy_bundle], ">&- 2>&-").returncode == 1
+    assert call(["inspect", "absent.mgg"], ">&- 2>&-").returncode == 2
+
+
+def test_a_locale_that_cannot_show_a_letter(tmp_path, clip):
+    bundle = tmp_path / "x.mgg"
+    parts = toy.parts()
+    parts.manifest["labels"] = ["Größe", "日本", "a", "b"]
+    bundle.write_bytes(toy.pack(parts))
+    eight_bits = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for words in (["run", "--bundle", bundle, "--source", clip], ["inspect", bundle]):
+        done = call(words, "", **eight_bits)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.isascii()
+
+
+def test_a_name_that_is_not_utf_8(toy_bundle, clip, tmp_path):
+    odd = os.fsencode(tmp_path) + b"/clip\xff.mov"
+    os.link(clip, odd)
+    words = [os.fsencode(str(word)) for word in (*MAIN, "run", "--bundle", toy_bundle, "--source")]
+    done = subprocess.run([*words, odd], capture_output=True, timeout=120)
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
+
+
+def test_labels_do_not_command_a_terminal(tmp_path, clip):
+    parts = toy.parts()
+    parts.manifest["labels"] = [f"\x1b[31m{name}\x07" for name in "abcd"]
+    (tmp_path / "x.mgg").write_bytes(toy.pack(parts))
+    done = call(["run", "--bundle", tmp_path / "x.mgg", "--source", clip], "")
+    assert done.returncode == 0
+    assert not any(letter in done.stdout + done.stderr for letter in "\x1b\x07")
+    assert printable("a\x1b[0mb\n") == "a\N{REPLACEMENT CHARACTER}[0mb\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_hang_up_ends_a_run_as_a_termination_does(toy_bundle, tmp_path, number):
+    words = ["run", "--bundle", toy_bundle, "--source", "synthetic:frames=1000000", "--json"]
+    process = subprocess.Popen([*MAIN, *map(str, words)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.2)
+    process.send_signal(number)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert rest.splitlines()[-1].startswith('{"summary"')
+
+
+def test_names_that_occur_twice_stay_apart(tmp_path, clip):
+    parts = toy.parts()
+    parts.manifest["labels"] = ["crane"] * 4
+    (tmp_path / "x.mgg").write_bytes(toy.pack(parts))
+    images = list(toy.frames(40, seed=3))
+    long = write_video(tmp_path / "long.mov", images)
+    done = call(["run", "--bundle", tmp_path / "x.mgg", "--source", long, "--adapt", "off"], "")
+    assert "crane #" in done.stdout

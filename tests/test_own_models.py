@@ -1,0 +1,103 @@
+"""A module of one's own: by name on the command line, and as an object."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the export half needs the export extra")
+
+import own_models  # noqa: E402
+from mgg_edge.cli.main import main  # noqa: E402
+from mgg_edge.errors import UsageError  # noqa: E402
+from mgg_edge.export import Origins, export_bundle  # noqa: E402
+from mgg_edge.learn import Adam, AdaptStep, Backbone, Objective, measure_statistics  # noqa: E402
+from mgg_edge.learn.images import synthetic_frames  # noqa: E402
+from mgg_edge.runtime import Adapter  # noqa: E402
+
+pytestmark = pytest.mark.torch
+SHORT = ["--weights", "random", "--batch", "4", "--parity-steps", "20", "--rule", "adam", "--json"]
+
+
+def export(capsys, name, out, *words):
+    with pytest.raises(SystemExit) as ended:
+        main(["export", "--backbone", name, "--out", str(out), *SHORT, *words])
+    return ended.value.code or 0, capsys.readouterr()
+
+
+def test_a_factory_is_exported_by_its_name(tmp_path, capsys):
+    code, captured = export(capsys, "own_models:Net", tmp_path / "x.mgg")
+    assert code == 0, captured.err
+    with pytest.raises(SystemExit):
+        main(["inspect", str(tmp_path / "x.mgg"), "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    preprocess = facts["preprocess"]
+    assert (preprocess["height"], preprocess["width"], preprocess["mean"]) == (48, 40, [0.5, 0.4, 0.3])
+    assert [tap["name"] for tap in facts["taps"]] == ["stem.1", "block.1"]
+    with Adapter.open(tmp_path / "x.mgg", adapt="always") as adapter:
+        for frame in np.random.default_rng(0).integers(0, 256, (4, 60, 60, 3), np.uint8):
+            assert 0 <= adapter(frame).index < 5
+
+
+def test_options_reach_the_factory_that_takes_them(tmp_path, capsys):
+    code, captured = export(capsys, "own_models:Net", tmp_path / "x.mgg", "--classes", "3", "--image-size", "32")
+    assert code == 0, captured.err
+    with Adapter.open(tmp_path / "x.mgg", adapt="off") as adapter:
+        assert len(adapter(np.zeros((32, 32, 3), np.uint8)).logits) == 3
+        assert adapter.manifest.preprocess.height == 32
+
+
+def test_the_working_directory_is_a_place_to_import_from(tmp_path, monkeypatch, capsys):
+    (tmp_path / "nets_of_mine.py").write_text("from own_models import Net as make\n")
+    monkeypatch.chdir(tmp_path)
+    assert export(capsys, "nets_of_mine:make", tmp_path / "x.mgg")[0] == 0
+
+
+def test_a_module_of_torchvision_by_a_colon(tmp_path):
+    backbone = Backbone.create("torchvision:resnet18", num_classes=4, img_size=32)
+    assert backbone.classes == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [
+        ("own_models:absent", 2, "expected a function 'absent' in 'own_models', found NoneType"),
+        ("nowhere:make", 2, "cannot import 'nowhere' for 'nowhere:make': No module named 'nowhere'"),
+        ("own_models:no_model", 2, "expected 'own_models:no_model' to return a torch.nn.Module, found int"),
+        ("own_models:broken", 2, "'own_models:broken' cannot build a model: no such layer"),
+        ("own_models:by_value", 1, "Net, in 'stem.0', decides by the values of a picture"),
+        ("own_models:exotic", 1, "backbone 'own_models:exotic': no ONNX lowering for aten."),
+    ],
+)
+def test_what_cannot_be_taken_is_named(tmp_path, capsys, name, code, message):
+    found, captured = export(capsys, name, tmp_path / "x.mgg")
+    assert found == code
+    assert message in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_module_as_an_object(tmp_path):
+    torch.manual_seed(0)
+    backbone = Backbone.from_module(own_models.Net(3), input_size=32, mean=(0.5,) * 3, std=(0.25,) * 3, name="mine")
+    statistics = measure_statistics(backbone, synthetic_frames(32, 32, 32, 0).split(8))
+    step = AdaptStep(backbone, Objective(), Adam(), statistics, 1e-3)
+    labels = ["a", "b", "c"]
+    origins = Origins("memory", "", "synthetic")
+    manifest = export_bundle(step, tmp_path / "x.mgg", adapt_batch=4, labels=labels, origins=origins, parity_steps=5)
+    assert manifest.backbone.name == "mine"
+    with Adapter.open(tmp_path / "x.mgg") as adapter:
+        assert adapter(np.zeros((32, 32, 3), np.uint8)).label in labels
+
+
+def test_blocks_side_by_side_are_supported():
+    """They have no `norm1`; timm lists them as features."""
+    for name in ("vit_base_patch16_xp_224", "vit_small_patch16_18x2_224"):
+        backbone = Backbone.create(name, img_size=32, embed_dim=48, depth=2, num_heads=3, num_classes=4)
+        assert [tap.name for tap in backbone.taps] == ["blocks.0", "blocks.1"]
+
+
+def test_a_size_the_model_cannot_take_is_said():
+    with pytest.raises(UsageError, match="cannot take images of"):
+        Backbone.create("own_models:fixed_size", img_size=32)
