@@ -319,6 +319,20 @@ class TestState:
             assert run(adapter, 1)[0].step == 1
 
 
+def test_frames_gathered_before_a_state_was_loaded_are_not_adapted_on(toy_bundle: Path):
+    """They were of the time before: a batch begins anew."""
+    with Adapter.open(toy_bundle, adapt="always", threads=1) as adapter:
+        frames = toy.frames(2 * toy.BATCH)
+        for frame in frames[: toy.BATCH - 1]:
+            adapter(frame)
+        adapter.load_state(adapter.state())
+        for frame in frames[toy.BATCH - 1 : 2 * toy.BATCH - 2]:
+            adapter(frame)
+        assert adapter.counters.adapt_steps == 0
+        adapter(frames[-1])
+        assert adapter.counters.adapt_steps == 1
+
+
 class TestOpening:
     def test_properties(self, toy_bundle: Path, loaded_toy: Bundle):
         with Adapter.open(toy_bundle) as adapter:

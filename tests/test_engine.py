@@ -354,3 +354,21 @@ def overwrite(read_only: np.ndarray, values: np.ndarray) -> None:
     import ctypes
 
     ctypes.memmove(read_only.ctypes.data, np.ascontiguousarray(values).ctypes.data, read_only.nbytes)
+
+
+def test_more_threads_than_cores_are_capped_with_a_warning(loaded_toy: Bundle, monkeypatch, caplog):
+    asked = []
+    real = onnxruntime.InferenceSession
+
+    def session(model, options, **others):
+        asked.append(options.intra_op_num_threads)
+        return real(model, options, **others)
+
+    monkeypatch.setattr("mgg_edge.runtime.engines.onnxruntime_engine.usable_cores", lambda: 2)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    open_engine(loaded_toy, threads=1024).close()
+    assert asked == [2, 2]
+    assert caplog.messages == ["threads: 1024 asked for, 2 cores here: using 2"]
+    caplog.clear()
+    open_engine(loaded_toy, threads=2).close()
+    assert (asked[2:], caplog.messages) == ([2, 2], [])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
+import io
+import logging
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the learn half needs the export extra")
 
+import huggingface_hub.constants  # noqa: E402
 import timm  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
@@ -16,7 +20,14 @@ from timm.data import create_transform, resolve_data_config  # noqa: E402
 from torch import nn  # noqa: E402
 
 from mgg_edge.errors import SourceError, UnsupportedError, UsageError, WeightsError  # noqa: E402
-from mgg_edge.learn import Adam, Backbone, Objective, Sgd, measure_statistics  # noqa: E402
+from mgg_edge.learn import (  # noqa: E402
+    Adam,
+    Backbone,
+    Objective,
+    Sgd,
+    backbone_models,
+    measure_statistics,
+)
 from mgg_edge.learn.backbone import discover_norms  # noqa: E402
 from mgg_edge.learn.checkpoint import assign_weights, read_state_dict  # noqa: E402
 from mgg_edge.learn.images import find_images, fit_image, load_images, synthetic_frames  # noqa: E402
@@ -283,7 +294,7 @@ def test_squash_ignores_the_aspect_ratio():
 # Checkpoints -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model."])
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model.", "_orig_mod.", "model.module._orig_mod."])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_state_dicts_are_read_from_both_formats(tmp_path, prefix, suffix):
     tensors = {f"{prefix}a.weight": torch.ones(2), f"{prefix}a.bias": torch.zeros(2)}
@@ -295,17 +306,50 @@ def test_state_dicts_are_read_from_both_formats(tmp_path, prefix, suffix):
     assert set(read_state_dict(path)) == {"a.weight", "a.bias"}
 
 
-def test_pickled_code_is_refused(tmp_path):
-    torch.save({"model": nn.Linear(2, 2)}, tmp_path / "model.pth")
-    with pytest.raises(WeightsError, match="tensors alone"):
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ({"model": nn.Linear(2, 2)}, "torch.nn.modules.linear.Linear"),
+        ({"state_dict": {"a": torch.ones(1)}, "args": argparse.Namespace(lr=1)}, "argparse.Namespace"),
+    ],
+    ids=["model", "arguments"],
+)
+def test_pickled_code_is_refused_by_name_with_what_to_do(tmp_path, content, named):
+    torch.save(content, tmp_path / "model.pth")
+    pattern = rf"found a pickled '{named}'.*torch\.save\(model\.state_dict\(\)"
+    with pytest.raises(WeightsError, match=pattern) as refused:
         read_state_dict(tmp_path / "model.pth")
+    assert "weights_only" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["x.pth.tar", "x.ckpt", "x.bin"])
+def test_of_two_state_dicts_the_moving_average_is_taken_and_said(tmp_path, caplog, name):
+    plain, average = ({"a": torch.full((2,), value)} for value in (1.0, 2.0))
+    torch.save({"state_dict": plain, "state_dict_ema": average, "epoch": 1}, tmp_path / name)
+    with caplog.at_level(logging.INFO):
+        assert read_state_dict(tmp_path / name)["a"].tolist() == [2.0, 2.0]
+    assert "of 'state_dict_ema', 'state_dict' taking 'state_dict_ema'" in caplog.text
+
+
+def test_an_averaged_model_is_read(tmp_path):
+    averaged = torch.optim.swa_utils.AveragedModel(nn.Linear(2, 2))
+    torch.save(averaged.state_dict(), tmp_path / "x.pth")
+    assert set(read_state_dict(tmp_path / "x.pth")) == {"weight", "bias"}
+
+
+def test_half_precision_weights_fit(tmp_path):
+    model = nn.Linear(2, 2)
+    torch.save({name: value.half() for name, value in model.state_dict().items()}, tmp_path / "x.pth")
+    assign_weights(model, read_state_dict(tmp_path / "x.pth"), "x")
+    assert model.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
     ("name", "content", "error", "message"),
     [
         ("none.pth", None, UsageError, "no such weights"),
-        ("a.pth", b"", WeightsError, "tensors alone"),
+        ("a.pth", b"", WeightsError, "expected a PyTorch file, found a damaged one"),
+        ("a.pt", b"\n <!DOCTYPE html><html>", WeightsError, "found a web page; download the file itself"),
         ("a.safetensors", b"abc", WeightsError, "expected safetensors"),
         ("a.onnx", b"abc", UsageError, r"expected a \.safetensors"),
     ],
@@ -332,3 +376,20 @@ def test_weights_that_do_not_fit_are_named(change, message):
     change(weights)
     with pytest.raises(WeightsError, match=message):
         assign_weights(nn.Linear(2, 2), weights, where="linear")
+
+
+@pytest.mark.parametrize(
+    ("reachable", "proxy", "offline"), [(False, {}, True), (True, {}, False), (False, {"https": "x"}, False)]
+)
+def test_the_hub_is_not_asked_again_and_again_where_it_cannot_be_reached(monkeypatch, reachable, proxy, offline):
+    def connect(*_arguments):
+        if not reachable:
+            raise OSError("Name or service not known")
+        return io.BytesIO()
+
+    monkeypatch.setattr(backbone_models.socket, "create_connection", connect)
+    monkeypatch.setattr(backbone_models.urllib.request, "getproxies", lambda: proxy)
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    with backbone_models.quick_when_offline():
+        assert offline == huggingface_hub.constants.HF_HUB_OFFLINE
+    assert before == huggingface_hub.constants.HF_HUB_OFFLINE

@@ -11,12 +11,17 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import socket
 import sys
-from collections.abc import Callable, Mapping
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import timm
 import torch
 import torchvision.models
@@ -124,11 +129,33 @@ def _build(library: _Library, label: str, pretrained: bool, options: dict[str, A
     if not pretrained:
         return model
     try:
-        return _build_at_size(library, label, {**options, "pretrained": True})
+        with quick_when_offline():
+            return _build_at_size(library, label, {**options, "pretrained": True})
     except (OSError, RuntimeError, ValueError) as error:
         raise WeightsError(
             f"{label}: cannot get pretrained weights ({_reason(error)}); give a file with --weights FILE"
         ) from error
+
+
+@contextmanager
+def quick_when_offline(probe_s: float = 5.0) -> Iterator[None]:
+    """Within the context, model files come from the local cache alone where their host cannot be reached.
+
+    The hub's client would try again for a minute. Behind a proxy only the client can tell, so nothing is changed.
+    """
+    host = urllib.parse.urlsplit(huggingface_hub.constants.ENDPOINT).hostname or ""
+    offline = False
+    if not urllib.request.getproxies():
+        try:
+            socket.create_connection((host, 443), probe_s).close()
+        except OSError:
+            offline = True
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    huggingface_hub.constants.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
 def _build_at_size(library: _Library, label: str, options: dict[str, Any]) -> nn.Module:
