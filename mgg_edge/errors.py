@@ -34,7 +34,6 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "WeightsError",
-    "printable",
 ]
 
 MAX_MESSAGE_LENGTH = 1000

@@ -183,7 +183,7 @@ def test_arguments_out_of_range(tmp_path, options, message):
 
 
 def test_missing_directory(tmp_path):
-    with pytest.raises(SinkError, match="no such directory"):
+    with pytest.raises(SinkError, match="cannot write here: No such file or directory"):
         export(tmp_path / "missing" / "x.mgg")
 
 
