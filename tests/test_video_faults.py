@@ -7,6 +7,7 @@ import json
 import logging
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -16,6 +17,7 @@ from mgg_edge.cli.main import main
 from mgg_edge.errors import SourceError
 from mgg_edge.runtime.outputs.sinks import VideoFile
 from mgg_edge.runtime.sources.video import VideoSource
+from mgg_edge.runtime.sources.video_clock import VideoClock
 from videos import pictures, sample_video
 
 EDGE = (96, 64)
@@ -184,3 +186,18 @@ def test_a_clock_that_begins_anew_goes_on_from_where_it_was(tmp_path, caplog):
     assert (np.diff(found) >= 0).all()
     assert found[-1] == pytest.approx(99 / 25, abs=0.2)
     assert "its clock falls back by 2.0 s" in caplog.text
+
+
+def test_a_picture_that_comes_late_is_not_counted_as_lost(tmp_path):
+    path = write_h264(tmp_path / "x.mp4")
+    with av.open(str(path)) as container:
+        clock = VideoClock("x", container.streams.video[0], list(container.decode(video=0))[:6])
+
+    def places(*stamps: int):
+        base = clock._base
+        clock._base = Fraction(1, 25)
+        found = [clock.place(SimpleNamespace(pts=stamp, dts=None)) for stamp in stamps]
+        clock._base = base
+        return [place.lost for place in found], [round(place.time_s * 25) for place in found]
+
+    assert places(0, 1, 4, 3, 5, 7, 9) == ([0, 0, 2, 0, 0, 0, 1], [0, 1, 4, 4, 5, 7, 9])

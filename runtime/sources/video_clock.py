@@ -65,7 +65,7 @@ class VideoClock:
         self.constant = guessed > 0 and abs(self.rate / guessed - 1) < CONSTANT
         self._start_s: float | None = None
         self._last_s: float | None = None
-        self._count = 0
+        self._count = self._late = self._lost = 0
 
     def place(self, picture: av.VideoFrame) -> Place:
         """The next picture's place."""
@@ -90,8 +90,17 @@ class VideoClock:
             time_s = last_s + step_s
         self._count += 1
         self._last_s = max(last_s, time_s)
-        missing = round((time_s - last_s) / step_s) - 1 if self.constant else 0
-        return Place(self._last_s, max(0, missing))
+        return Place(self._last_s, self._missing((time_s - last_s) / step_s) if self.constant else 0)
+
+    def _missing(self, steps: float) -> int:
+        """Pictures missing in a step of so many pictures' length."""
+        if steps < -0.5:  # one that comes late was counted as missing before: it is taken off the next ones
+            self._late = min(self._late + 1, self._lost)
+        missing = max(0, round(steps) - 1)
+        taken_off = min(self._late, missing)
+        self._late -= taken_off
+        self._lost += missing - taken_off
+        return missing - taken_off
 
 
 def _faults(stamps: Sequence[int | None]) -> int:
