@@ -95,13 +95,14 @@ def measure(step: AdaptStep, path: Path, name: str, options: argparse.Namespace)
     row: dict[str, Any] = {"name": engine.name, "open_s": round(time.perf_counter() - started, 1)}
     try:
         batches = (synthetic_frames(BATCH, size.height, size.width, SEED + index) for index in range(options.steps))
-        info = measure_parity(step, engine, batches, BATCH)
+        parity = measure_parity(step, engine, batches, BATCH)
+        info = parity.info
         row["parity"] = {f"{one.quantity} {one.step}": [one.torch_float32, one.engine] for one in info.rows}
         row["logits_max"] = info.logits_max
         frames = synthetic_frames(BATCH, size.height, size.width, 0)
         row |= times(step, engine, frames, options.repeats)
         row |= beside(engine, frames.numpy(), options.repeats)
-        check_parity(info)
+        check_parity(parity)
     finally:
         engine.close()
     return row | soak(path, name, size.height, options.soak)

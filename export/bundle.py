@@ -208,11 +208,13 @@ def _check(
         engine = OnnxRuntimeEngine(Bundle.load(draft))
     try:
         batches = (_frames(step, manifest.adapt_batch, PARITY_SEED + index) for index in range(steps))
-        info = measure_parity(step, engine, batches, manifest.infer_batch, lambda done: progress("parity", done, steps))
+        parity = measure_parity(
+            step, engine, batches, manifest.infer_batch, lambda done: progress("parity", done, steps)
+        )
     finally:
         engine.close()
-    check_parity(info)
-    return info
+    check_parity(parity)
+    return parity.info
 
 
 def _frames(step: AdaptStep, count: int, seed: int) -> Tensor:

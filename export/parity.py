@@ -5,15 +5,18 @@ feed back through θ and the memory. A fixed bound on the state would therefore 
 are measured against the same step in float64, each along its own trajectory on the same frames:
 
     pass  ⇔  ‖engine − float64‖ ≤ 2 · ‖PyTorch float32 − float64‖     for logits, accumulated update and memory,
-             at steps 1, 5, 20 and 50, and every logit within 1e-3 of float64 throughout.
+             at steps 1, 5, 20 and 50, and every logit within 1e-3 of float64 throughout, or within twice what
+             PyTorch float32 strays where that is more: kinks can make a step ill-conditioned in any float32.
 
 Norms are L2, relative to the float64 value. Distances below float32 resolution pass whatever PyTorch's are.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +29,9 @@ from mgg_edge.learn.step import AdaptStep
 from mgg_edge.manifest import ParityInfo, ParityRow
 from mgg_edge.runtime.engines.engine import Engine
 
-__all__ = ["REPORTED_STEPS", "check_parity", "measure_parity"]
+__all__ = ["REPORTED_STEPS", "Parity", "check_parity", "measure_parity"]
+
+logger = logging.getLogger(__name__)
 
 REPORTED_STEPS = (1, 5, 20, 50)
 MAX_RATIO = 2.0
@@ -34,6 +39,18 @@ MAX_LOGIT_DIFFERENCE = 1e-3
 FLOAT32_RESOLUTION = 2.0**-21
 
 Array = npt.NDArray[np.floating]
+
+
+class Parity(NamedTuple):
+    """What was measured.
+
+    Attributes:
+        info: of the engine, for the manifest.
+        torch_logits_max: largest logit difference of PyTorch float32 from float64.
+    """
+
+    info: ParityInfo
+    torch_logits_max: float
 
 
 @dataclass(frozen=True)
@@ -51,7 +68,7 @@ def measure_parity(
     batches: Iterable[Tensor],
     infer_batch: int,
     progress: Callable[[int], None] = lambda _step: None,
-) -> ParityInfo:
+) -> Parity:
     """Run the three implementations over the same batches.
 
     Args:
@@ -64,27 +81,36 @@ def measure_parity(
     reference, single = _TorchRunner(step, torch.float64), _TorchRunner(step, torch.float32)
     source = step.backbone.theta().double().numpy()
     rows: list[ParityRow] = []
-    worst, count = 0.0, 0
+    worst, worst_single, count = 0.0, 0.0, 0
     for count, frames in enumerate(batches, start=1):
         exact, float32, exported = reference(frames), single(frames), _run_engine(engine, frames, source)
         worst = max(worst, _inference_difference(step, engine, frames[:infer_batch])) if count == 1 else worst
         worst = max(worst, float(np.abs(exported.logits - exact.logits).max()))
+        worst_single = max(worst_single, float(np.abs(float32.logits - exact.logits).max()))
         if count in REPORTED_STEPS:
             rows += _rows(count, exact, float32, exported)
         progress(count)
-    return ParityInfo(engine.name, count, worst, tuple(rows))
+    return Parity(ParityInfo(engine.name, count, worst, tuple(rows)), worst_single)
 
 
-def check_parity(info: ParityInfo) -> None:
+def check_parity(parity: Parity) -> None:
     """Refuse an export that strays.
 
     Raises:
         ParityError: the first row or logit out of bounds, with the figures.
     """
-    if not info.logits_max <= MAX_LOGIT_DIFFERENCE:
+    info, limit = parity.info, max(MAX_LOGIT_DIFFERENCE, MAX_RATIO * parity.torch_logits_max)
+    if not info.logits_max <= limit:
         raise ParityError(
             f"parity: a logit of {info.engine} is {info.logits_max:.2e} from float64, "
-            f"expected at most {MAX_LOGIT_DIFFERENCE:.0e}"
+            f"expected at most {limit:.2e} (PyTorch float32: {parity.torch_logits_max:.2e})"
+        )
+    if info.logits_max > MAX_LOGIT_DIFFERENCE:
+        logger.warning(
+            "the step is ill-conditioned: its logits stray %.1e from float64, PyTorch float32's %.1e as well; "
+            "with batch normalisation try --norm-statistics source",
+            info.logits_max,
+            parity.torch_logits_max,
         )
     for row in info.rows:
         allowed = max(MAX_RATIO * row.torch_float32, FLOAT32_RESOLUTION)

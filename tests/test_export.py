@@ -18,7 +18,7 @@ from mgg_edge.errors import ParityError, SinkError, UnsupportedError, UsageError
 from mgg_edge.export import Origins, export_bundle  # noqa: E402
 from mgg_edge.export import bundle as bundle_module  # noqa: E402
 from mgg_edge.export.graphs import build_graphs  # noqa: E402
-from mgg_edge.export.parity import check_parity  # noqa: E402
+from mgg_edge.export.parity import Parity, check_parity  # noqa: E402
 from mgg_edge.export.tensorrt_lint import lint_tensorrt  # noqa: E402
 from mgg_edge.manifest import ParityInfo, ParityRow  # noqa: E402
 from mgg_edge.runtime.bundle.bundle import Bundle  # noqa: E402
@@ -55,14 +55,14 @@ def test_every_rule_exports_with_parity(tmp_path, rule):
     assert {row.step for row in manifest.parity.rows} == {1, 5, 20}
     quantities = {row.quantity for row in manifest.parity.rows}
     assert quantities == ({"logits", "update"} if rule == "sgd0" else {"logits", "update", "memory"})
-    check_parity(manifest.parity)
+    check_parity(Parity(manifest.parity, 0.0))
 
 
-def info(engine=1e-6, torch_float32=1e-6, logits_max=1e-5):
-    return ParityInfo("test", 5, logits_max, (ParityRow(5, "update", torch_float32, engine),))
+def info(engine=1e-6, torch_float32=1e-6, logits_max=1e-5, torch_logits_max=1e-5):
+    return Parity(ParityInfo("test", 5, logits_max, (ParityRow(5, "update", torch_float32, engine),)), torch_logits_max)
 
 
-def test_parity_bounds():
+def test_parity_bounds(caplog):
     check_parity(info(engine=2e-6))
     check_parity(info(engine=4e-7, torch_float32=0.0))  # below float32 resolution
     for strayed in (info(engine=2.1e-6), info(engine=float("nan")), info(engine=6e-7, torch_float32=0.0)):
@@ -71,6 +71,11 @@ def test_parity_bounds():
     for logits_max in (1.1e-3, float("nan")):
         with pytest.raises(ParityError, match="a logit of test"):
             check_parity(info(logits_max=logits_max))
+    check_parity(info(logits_max=5.9e-3, torch_logits_max=3e-3))  # any float32 strays as far: said, not refused
+    assert "the step is ill-conditioned: its logits stray 5.9e-03" in caplog.text
+    for torch_logits_max in (3e-3, float("nan")):
+        with pytest.raises(ParityError, match=r"a logit of test is 6.*PyTorch float32"):
+            check_parity(info(logits_max=6.1e-3, torch_logits_max=torch_logits_max))
 
 
 def scale_constant(model, old, new):

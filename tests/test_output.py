@@ -11,6 +11,7 @@ import time
 import pytest
 
 import toy
+from mgg_edge.cli.run import _asked_to_end
 from mgg_edge.errors import printable
 from videos import pictures, write_video
 
@@ -101,7 +102,13 @@ def test_labels_do_not_command_a_terminal(tmp_path, clip):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_hang_up_ends_a_run_as_a_termination_does(toy_bundle, tmp_path, number):
     words = ["run", "--bundle", toy_bundle, "--source", "synthetic:frames=1000000", "--json"]
-    process = subprocess.Popen([*MAIN, *map(str, words)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*MAIN, *map(str, words)],
+        stdout=subprocess.PIPE,
+        text=True,
+        # These tests may run under nohup, which is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # noqa: PLW1509
+    )
     assert process.stdout is not None
     process.stdout.readline()
     time.sleep(0.2)
@@ -109,6 +116,13 @@ def test_a_hang_up_ends_a_run_as_a_termination_does(toy_bundle, tmp_path, number
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert rest.splitlines()[-1].startswith('{"summary"')
+
+
+def test_under_nohup_a_hang_up_is_ignored(monkeypatch):
+    monkeypatch.setattr(signal, "getsignal", lambda _number: signal.SIG_IGN)
+    assert signal.SIGHUP not in _asked_to_end()
+    monkeypatch.setattr(signal, "getsignal", lambda _number: signal.SIG_DFL)
+    assert set(_asked_to_end()) == {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 def test_names_that_occur_twice_stay_apart(tmp_path, clip):
