@@ -271,7 +271,8 @@ class TestRequests:
 
     def test_the_output_is_checked_before_the_work(self, tmp_path, capsys):
         words = ["--backbone", READER_NAME, "--weights", "random", "--data", str(tmp_path)]
-        for out, code, message in (("none/x.safetensors", 1, "cannot write here"), ("x.pth", 2, "ends in .safetensors")):
+        cases = (("none/x.safetensors", 1, "cannot write here"), ("x.pth", 2, "ends in .safetensors"))
+        for out, code, message in cases:
             with pytest.raises(SystemExit) as ended:
                 main(["train", *words, "--out", str(tmp_path / out)])
             assert ended.value.code == code
