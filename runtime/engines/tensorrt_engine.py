@@ -61,9 +61,7 @@ def open_tensorrt(
                 f"{bundle.path}: {graph}: cannot load the engine "
                 f"({device.free_bytes() >> 20} MiB are free on the device): {messages.last()}"
             )
-        kernels = _Kernels(found.module, engine, context, stream, f"{bundle.path}: {graph}", messages)
-        kernels.kept = runtime  # the engine lives no longer than it
-        return kernels
+        return _Kernels(found.module, runtime, engine, context, stream, f"{bundle.path}: {graph}", messages)
 
     return GpuEngine(bundle, f"{found.name} {found.version}", device, load, with_adapt)
 
@@ -72,10 +70,12 @@ class _Kernels:
     """Implements `Kernels`."""
 
     recordable = True
-    kept: Any = None
 
-    def __init__(self, module: Any, engine: Any, context: Any, stream: int, where: str, messages: Messages) -> None:
+    def __init__(
+        self, module: Any, runtime: Any, engine: Any, context: Any, stream: int, where: str, messages: Messages
+    ) -> None:
         self._module, self._engine, self._context = module, engine, context
+        self._runtime = runtime  # an engine lives no longer than it
         self._stream, self._where, self._messages = stream, where, messages
 
     def check(self, specs: tuple[TensorSpec, ...]) -> None:

@@ -162,10 +162,9 @@ def explain(path: Path, target: str | None, cache: EngineCache) -> dict[str, str
     bundle, reasons = Bundle.load(path), {}
     for graph in GRAPHS:
         key = plan_key(bundle, graph, aim.library, aim.devices[0], BuildOptions())
-        nearest = cache.nearest(key)
         if cache.get(key) is not None:
             reasons[graph] = f"found, {cache.path(key)}"
-        elif nearest is None:
+        elif (nearest := cache.nearest(key)) is None:  # reads and verifies every engine
             reasons[graph] = "to be built: there is no engine yet"
         else:
             differences = "; ".join(nearest.key.differences(key))
