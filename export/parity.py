@@ -8,12 +8,16 @@ are measured against the same step in float64, each along its own trajectory on 
              at steps 1, 5, 20 and 50, and every logit within 1e-3 of float64 throughout, or within twice what
              PyTorch float32 strays where that is more: kinks can make a step ill-conditioned in any float32.
 
-Norms are L2, relative to the float64 value. Distances below float32 resolution pass whatever PyTorch's are.
+Norms are L2, relative to the float64 value. Distances of 64 units in the last place are ordinary rounding and pass,
+however lucky PyTorch was; a constant that is wrong in its fourth digit, or TF32, is off by ten times that and more. Of
+the update the thousandth part of the scalars that stray furthest is left out, for both: where g ≈ 0 chance decides, and
+one scalar can outweigh all others. The memory, which holds the gradients, is judged whole.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -36,7 +40,8 @@ logger = logging.getLogger(__name__)
 REPORTED_STEPS = (1, 5, 20, 50)
 MAX_RATIO = 2.0
 MAX_LOGIT_DIFFERENCE = 1e-3
-FLOAT32_RESOLUTION = 2.0**-21
+ORDINARY_ROUNDING = 2.0**-17
+LEFT_OUT_OF_UPDATE = 1e-3
 
 Array = npt.NDArray[np.floating]
 
@@ -113,7 +118,7 @@ def check_parity(parity: Parity) -> None:
             parity.torch_logits_max,
         )
     for row in info.rows:
-        allowed = max(MAX_RATIO * row.torch_float32, FLOAT32_RESOLUTION)
+        allowed = max(MAX_RATIO * row.torch_float32, ORDINARY_ROUNDING)
         if not row.engine <= allowed:
             raise ParityError(
                 f"parity: after {row.step} steps the {row.quantity} of {info.engine} is {row.engine:.2e} from float64, "
@@ -168,11 +173,17 @@ def _rows(count: int, exact: _Snapshot, float32: _Snapshot, exported: _Snapshot)
     for quantity in ("logits", "update", "memory"):
         reference = getattr(exact, quantity)
         if reference.size:
-            distances = [_relative(getattr(other, quantity), reference) for other in (float32, exported)]
+            left_out = math.ceil(LEFT_OUT_OF_UPDATE * reference.size) if quantity == "update" else 0
+            distances = [_relative(getattr(other, quantity), reference, left_out) for other in (float32, exported)]
             rows.append(ParityRow(count, quantity, *distances))
     return rows
 
 
-def _relative(value: Array, reference: Array) -> float:
+def _relative(value: Array, reference: Array, left_out: int) -> float:
+    """‖value − reference‖ / ‖reference‖ without the differences that are largest; NaN if any is."""
     norm = float(np.linalg.norm(reference))
-    return float(np.linalg.norm(value - reference)) / (norm if norm > 0 else 1.0)
+    differences = np.abs(value - reference).ravel()
+    if not np.isfinite(differences).all():
+        return math.nan
+    kept = np.sort(differences)[: differences.size - left_out]
+    return float(np.linalg.norm(kept)) / (norm if norm > 0 else 1.0)

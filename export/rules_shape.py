@@ -179,8 +179,17 @@ def _select_backward(g: GraphBuilder, out: Tensor, gradient: Value, shape: Seque
 def _slice_backward(
     g: GraphBuilder, out: Tensor, gradient: Value, shape: Sequence[int], axis: int, start: int, end: int, step: int
 ) -> str:
-    if step != 1:
-        raise UnsupportedError(f"gradient of a slice with step {step} has no ONNX lowering")
+    """Where the slice steps over elements, every one of its own is followed by step − 1 zeros, cut off at the end."""
     axis, extent = axis % len(shape), shape[axis]
-    before = start % extent if start < 0 else start
-    return pad_axis(g, gradient.name, len(shape), axis, before, extent - before - gradient.shape[axis], out.dtype)
+    before, count, name = start % extent if start < 0 else start, gradient.shape[axis], gradient.name
+    if step != 1:
+        outer, inner = gradient.shape[:axis], gradient.shape[axis + 1 :]
+        column = reshape(g, name, [*outer, count, 1, *inner])
+        spread = pad_axis(g, column, len(shape) + 1, axis + 1, 0, step - 1, out.dtype)
+        name = reshape(g, spread, [*outer, count * step, *inner])
+        if before + count * step > extent:
+            count = extent - before
+            name = g.emit("Slice", name, int64(g, 0), int64(g, count), int64(g, axis))
+        else:
+            count *= step
+    return pad_axis(g, name, len(shape), axis, before, extent - before - count, out.dtype)

@@ -189,7 +189,8 @@ class ParityRow:
 
     Attributes:
         step: updates made.
-        quantity: `logits`, `update` (θ − θ₀) or `memory`.
+        quantity: `logits`, `update` (θ − θ₀, without the thousandth part of its scalars that strays furthest) or
+            `memory`.
         torch_float32: relative L2 distance of PyTorch float32 from the reference.
         engine: relative L2 distance of the exported step from the reference.
     """

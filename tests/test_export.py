@@ -58,14 +58,14 @@ def test_every_rule_exports_with_parity(tmp_path, rule):
     check_parity(Parity(manifest.parity, 0.0))
 
 
-def info(engine=1e-6, torch_float32=1e-6, logits_max=1e-5, torch_logits_max=1e-5):
+def info(engine=1e-5, torch_float32=1e-5, logits_max=1e-5, torch_logits_max=1e-5):
     return Parity(ParityInfo("test", 5, logits_max, (ParityRow(5, "update", torch_float32, engine),)), torch_logits_max)
 
 
 def test_parity_bounds(caplog):
-    check_parity(info(engine=2e-6))
-    check_parity(info(engine=4e-7, torch_float32=0.0))  # below float32 resolution
-    for strayed in (info(engine=2.1e-6), info(engine=float("nan")), info(engine=6e-7, torch_float32=0.0)):
+    check_parity(info(engine=2e-5))
+    check_parity(info(engine=7e-6, torch_float32=0.0))  # ordinary rounding
+    for strayed in (info(engine=2.1e-5), info(engine=float("nan")), info(engine=8e-6, torch_float32=0.0)):
         with pytest.raises(ParityError, match="after 5 steps the update"):
             check_parity(strayed)
     for logits_max in (1.1e-3, float("nan")):
@@ -76,6 +76,25 @@ def test_parity_bounds(caplog):
     for torch_logits_max in (3e-3, float("nan")):
         with pytest.raises(ParityError, match=r"a logit of test is 6.*PyTorch float32"):
             check_parity(info(logits_max=6.1e-3, torch_logits_max=torch_logits_max))
+
+
+def parity_rows(update, memory=1e-6):
+    """The rows of a step whose update and memory of 2,000 scalars the engine gets wrong by `update` and `memory`."""
+    ones = np.ones(2000)
+    exact, single = (parity_module._Snapshot(ones, ones * scale, ones * scale) for scale in (1, 1 + 1e-6))
+    return parity_module._rows(1, exact, single, parity_module._Snapshot(ones, ones + update, ones + memory))
+
+
+def test_two_scalars_in_two_thousand_do_not_decide_on_the_update():
+    stray = np.full(2000, 1e-6)
+    stray[[3, 700]] = 0.5
+    check_parity(Parity(ParityInfo("test", 1, 0.0, tuple(parity_rows(stray))), 0.0))
+    for wrong in ({"update": np.where(np.arange(2000) < 3, 0.5, 1e-6)}, {"update": 1e-6, "memory": stray}):
+        with pytest.raises(ParityError):
+            check_parity(Parity(ParityInfo("test", 1, 0.0, tuple(parity_rows(**wrong))), 0.0))
+    stray[3] = np.nan
+    with pytest.raises(ParityError, match="update of test is nan"):
+        check_parity(Parity(ParityInfo("test", 1, 0.0, tuple(parity_rows(stray))), 0.0))
 
 
 def scale_constant(model, old, new):

@@ -164,6 +164,28 @@ def test_objective_of_equal_frames_has_a_finite_gradient():
     assert bool(terms.loss.isfinite())
 
 
+def entropy_gradient(entropy, logits):
+    return torch.func.grad(entropy)(logits).double()
+
+
+def test_the_entropy_gradient_is_exact_where_all_classes_are_nearly_equally_likely():
+    def by_the_chain_rule(logits):
+        log_probability = logits.log_softmax(1)
+        return -(log_probability.exp() * log_probability).sum(1).mean()
+
+    def as_it_is(logits):
+        return Objective()(logits, features, features.mean(0), features.std(0)).entropy
+
+    logits, features = torch.randn(8, 10, generator=torch.Generator().manual_seed(0)).double(), torch.eye(8)
+    for scale in (1e-3, 3.0):
+        exact = entropy_gradient(by_the_chain_rule, logits * scale)
+        torch.testing.assert_close(entropy_gradient(as_it_is, logits * scale), exact, rtol=1e-9, atol=1e-15)
+        torch.testing.assert_close(as_it_is(logits * scale), by_the_chain_rule(logits * scale))
+    single, exact = (logits * 1e-3).float(), entropy_gradient(by_the_chain_rule, (logits * 1e-3).float().double())
+    assert (entropy_gradient(as_it_is, single) - exact).norm() < 1e-6 * exact.norm()
+    assert (entropy_gradient(by_the_chain_rule, single) - exact).norm() > 3e-5 * exact.norm()  # what it is for
+
+
 def test_objective_refuses_a_single_frame():
     with pytest.raises(ValueError, match="at least 2 frames, found 1"):
         Objective()(torch.zeros(1, 3), torch.zeros(1, 6), torch.zeros(6), torch.ones(6))

@@ -41,6 +41,11 @@ def test_a_factory_is_exported_by_its_name(tmp_path, capsys):
             assert 0 <= adapter(frame).index < 5
 
 
+def test_a_weight_that_the_optimiser_turns_keeps_its_values(tmp_path, capsys):
+    code, captured = export(capsys, "own_models:scaled", tmp_path / "x.mgg")
+    assert code == 0, captured.err
+
+
 def test_options_reach_the_factory_that_takes_them(tmp_path, capsys):
     code, captured = export(capsys, "own_models:Net", tmp_path / "x.mgg", "--classes", "3", "--image-size", "32")
     assert code == 0, captured.err
