@@ -6,9 +6,10 @@ from PIL import Image
 
 from characters import drawn_glyphs, family_of
 from mgg_edge.errors import SourceError, UsageError
+from mgg_edge.scenes import filters
 from mgg_edge.scenes.corruptions import BENCHMARK_KINDS, EXTRA_KINDS, KINDS, SEVERITIES, corrupt
 from mgg_edge.scenes.domains import OPERATIONS, Domain, draw_domain
-from mgg_edge.scenes.filters import convolve, disk, displace, gaussian, line, plasma, smooth_noise
+from mgg_edge.scenes.filters import convolve, disk, displace, gaussian, line, plasma, rank_filter, smooth_noise
 from mgg_edge.scenes.glyphs import CHARACTERS, SPLITS, GlyphSet, load_glyphs, save_glyphs
 from mgg_edge.scenes.render import draw_scene, render
 from mgg_edge.scenes.sources import GlyphSource, require_labels
@@ -93,6 +94,24 @@ class TestFilters:
         assert kernel.sum() == pytest.approx(1, abs=1e-5)
         flat = np.full((1, 12, 12, 3), 0.3, np.float32)
         assert np.abs(convolve(flat, kernel) - flat).max() < 1e-5
+
+    @pytest.mark.parametrize("kernel", [gaussian(9.0)[:, None], disk(8.0), line(9.0, 0.7)], ids=len)
+    def test_large_kernels_give_what_summing_gives(self, kernel, monkeypatch):
+        pictures = seeded().random((2, 40, 33, 3), np.float32)
+        assert np.count_nonzero(kernel) > filters.MOST_SUMMED
+        found = convolve(pictures, kernel)
+        monkeypatch.setattr(filters, "MOST_SUMMED", kernel.size)
+        assert found.dtype == np.float32
+        assert np.allclose(found, convolve(pictures, kernel), atol=2e-6)
+
+    @pytest.mark.parametrize("reach", [1, 3])
+    @pytest.mark.parametrize(("rank", "choose"), [("least", np.min), ("median", np.median), ("greatest", np.max)])
+    def test_rank_filters_look_at_the_whole_window(self, reach, rank, choose):
+        pictures = seeded().random((2, 12, 9, 3), np.float32)
+        padded = np.pad(pictures, ((0, 0), (reach, reach), (reach, reach), (0, 0)), "symmetric")
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * reach + 1, 2 * reach + 1), (1, 2))
+        found = rank_filter(pictures, reach, rank)
+        assert np.allclose(found, choose(windows, (-2, -1)), atol=0.5 / 255 + 1e-6 if rank == "median" else 0)
 
     def test_displacing_by_whole_pixels_shifts(self):
         pictures = seeded().random((2, 8, 8, 3), np.float32)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mgg_edge.scenes.filters import Floats, convolve, displace, gaussian_blur, resize, smooth_noise
+from mgg_edge.scenes.filters import Floats, convolve, displace, gaussian_blur, rank_filter, resize, smooth_noise
 
 __all__ = ["OPERATIONS", "Domain", "draw_domain"]
 
@@ -177,10 +177,7 @@ def _rank_filter(rng: Rng) -> Operation:
     rank = int(rng.integers(0, 3))
 
     def apply(x: Floats, scale: float, __: Rng) -> Floats:
-        reach = max(1, round(scale))
-        padded = np.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)), "symmetric")
-        windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * reach + 1, 2 * reach + 1), (1, 2))
-        return (windows.min((-2, -1)), np.median(windows, (-2, -1)), windows.max((-2, -1)))[rank].astype(np.float32)
+        return rank_filter(x, max(1, round(scale)), ("least", "median", "greatest")[rank])
 
     return apply
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 
 __all__ = [
     "Floats",
@@ -19,6 +20,7 @@ __all__ = [
     "line",
     "luminance",
     "plasma",
+    "rank_filter",
     "resize",
     "smooth_noise",
 ]
@@ -26,6 +28,7 @@ __all__ = [
 # Pictures are float32; what is made of them in passing may be wider.
 Floats: TypeAlias = NDArray[np.floating[Any]]
 
+MOST_SUMMED = 24  # elements of a kernel; above, a Fourier transform is faster
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -80,10 +83,20 @@ def convolve(pictures: Floats, kernel: Floats) -> Floats:
     up, left = kernel.shape[0] // 2, kernel.shape[1] // 2
     height, width = pictures.shape[1:3]
     padded = _mirror(pictures, up, left)
+    if np.count_nonzero(kernel) > MOST_SUMMED:
+        return _correlate(padded, kernel)[:, :height, :width]
     total = np.zeros_like(pictures)
     for y, x in np.argwhere(kernel):
         total += kernel[y, x] * padded[:, y : y + height, x : x + width]
     return total
+
+
+def _correlate(pictures: Floats, kernel: Floats) -> Floats:
+    """A cyclic correlation by Fourier transforms: right where the kernel does not reach over the end."""
+    size = pictures.shape[1:3]
+    response = np.fft.rfft2(kernel, size).conj()[None, :, :, None]
+    found: Floats = np.fft.irfft2(np.fft.rfft2(pictures, axes=(1, 2)) * response, size, axes=(1, 2))
+    return found.astype(pictures.dtype)
 
 
 def displace(pictures: Floats, down: Floats, across: Floats) -> Floats:
@@ -98,6 +111,27 @@ def displace(pictures: Floats, down: Floats, across: Floats) -> Floats:
     below = pictures[each, top + 1, left] * (1 - x) + pictures[each, top + 1, left + 1] * x
     sampled: Floats = above * (1 - y) + below * y
     return sampled
+
+
+def rank_filter(pictures: Floats, reach: int, rank: str) -> Floats:
+    """The `least`, `median` or `greatest` of the (2·reach + 1)² values around every one; the border is mirrored.
+
+    The median is Pillow's, of values 0 … 1 rounded to 8 bits.
+    """
+    padded = _mirror(pictures, reach, reach)
+    if rank == "median":
+        height, width = pictures.shape[1:3]
+        found = np.empty_like(pictures)
+        for index, picture in enumerate(np.rint(padded.clip(0, 1) * 255).astype(np.uint8)):
+            filtered = Image.fromarray(picture).filter(ImageFilter.MedianFilter(2 * reach + 1))
+            found[index] = np.asarray(filtered)[reach : reach + height, reach : reach + width] / np.float32(255)
+        return found
+    choose = np.minimum if rank == "least" else np.maximum
+    for axis in (1, 2):
+        size = padded.shape[axis] - 2 * reach
+        shifted = (padded.take(range(start, start + size), axis) for start in range(2 * reach + 1))
+        padded = functools.reduce(choose, shifted)
+    return padded
 
 
 def resize(pictures: Floats, height: int, width: int, filter_: Image.Resampling) -> Floats:
