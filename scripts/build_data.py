@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mgg_edge.errors import MggEdgeError
-from mgg_edge.learn import fonts
+from mgg_edge.learn import debian, fonts
 from mgg_edge.scenes.glyphs import Face, GlyphSet, save_glyphs, split_of
 
 PACKAGES = Path(__file__).with_name("fonts-packages.txt")
@@ -67,9 +67,9 @@ def _faces(
 ) -> Iterator[tuple[Face, NDArray[np.uint8]]]:
     archives = sorted(arguments.archives.glob("*.deb")) if arguments.archives else None
     if archives is None:
-        archives = fonts.download_packages(fonts.read_packages(arguments.packages), scratch)
+        archives = debian.download_packages(fonts.read_packages(arguments.packages), scratch)
     for archive in track(archives, "packages", console=Console(stderr=True)):
-        package = fonts.unpack(archive, scratch)
+        package = debian.unpack(archive, scratch)
         for path in fonts.find_fonts(package.folder):
             for family, name, masters in fonts.rasterise(path):
                 if isinstance(masters, fonts.Rejected):

@@ -16,7 +16,7 @@ pytest.importorskip("torch", reason="the learn half needs the export extra")
 matplotlib = pytest.importorskip("matplotlib", reason="its fonts are the test's")
 
 from mgg_edge.errors import SourceError, UsageError  # noqa: E402
-from mgg_edge.learn import fonts  # noqa: E402
+from mgg_edge.learn import debian, fonts  # noqa: E402
 from mgg_edge.scenes.glyphs import CHARACTERS, Face, load_glyphs  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -100,11 +100,11 @@ def test_only_packages_of_the_main_archive_are_taken(tmp_path):
         archive = tmp_path / f"{tree.name}.deb"
         subprocess.run(["dpkg-deb", "--build", str(tree), str(archive)], check=True, capture_output=True)
         if section == "fonts":
-            package = fonts.unpack(archive, tmp_path)
+            package = debian.unpack(archive, tmp_path)
             assert (package.name, package.version, package.licence) == ("fonts-x", "1-2", "OFL-1.1")
         else:
             with pytest.raises(SourceError, match="main archive, found section 'non-free/fonts'"):
-                fonts.unpack(archive, tmp_path)
+                debian.unpack(archive, tmp_path)
 
 
 @pytest.mark.slow
@@ -120,3 +120,19 @@ def test_the_full_build(tmp_path):
     assert facts["faces"] == len(load_glyphs(out)) > 900
     assert facts["families"] > 180
     assert min(facts["families_by_split"].values()) >= 10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="apt-get is not here")
+def test_the_photographs(tmp_path):
+    script = str(ROOT / "scripts" / "build_photographs.py")
+    words = [sys.executable, script, "--out", str(tmp_path / "p"), "--count", "80"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    if "run `apt-get update`" in done.stderr:
+        pytest.skip("the packages are not to be had here")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert (facts["pictures"], len(list((tmp_path / "p").glob("*.jpg")))) == (80, 80)
+    assert min(facts["photographs"], facts["cut_outs"]) >= 60
+    again = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    assert (again.returncode, "expected a folder that is not there yet" in again.stderr) == (2, True)

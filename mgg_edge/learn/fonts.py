@@ -11,28 +11,23 @@ two faces of nearly equal rasters are joined under the name that sorts first.
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFont
 
-from mgg_edge.errors import MissingDependencyError, SourceError, UsageError
+from mgg_edge.errors import UsageError
 from mgg_edge.scenes.glyphs import CHARACTERS, MASTER_SIZE, Face
 
 __all__ = [
-    "FontPackage",
     "Rejected",
     "distinct_faces",
-    "download_packages",
     "find_fonts",
     "join_families",
     "rasterise",
     "read_packages",
-    "unpack",
 ]
 
 FONT_SUFFIXES = (".ttf", ".otf", ".ttc", ".pfb")
@@ -47,7 +42,6 @@ UNFIT_NAME = re.compile(
     r"smallcaps|small caps|\bsc\b|titling|phonetic|alias",
     re.IGNORECASE,
 )
-RETRY = "fetch the package again"
 MAX_FACES_IN_FILE = 16
 SAME_DRAWING = 3.0  # mean absolute difference of coverage, of 255
 STYLE_WORDS = re.compile(
@@ -61,16 +55,6 @@ STYLE_WORDS = re.compile(
 
 class Rejected(Exception):
     """Why a face is left out, in few words that can be counted."""
-
-
-@dataclass(frozen=True)
-class FontPackage:
-    """A package as unpacked. Attributes: name; version; licence: short names of its licences; folder: its files."""
-
-    name: str
-    version: str
-    licence: str
-    folder: Path
 
 
 def read_packages(path: Path) -> list[str]:
@@ -88,41 +72,6 @@ def read_packages(path: Path) -> list[str]:
             raise UsageError(f"{path}, line {number}: expected 'fonts-NAME', found '{line}'")
         names += [name] if name else []
     return names
-
-
-def download_packages(names: Sequence[str], folder: Path) -> list[Path]:
-    """Fetch packages with `apt-get download`, which needs neither root nor the package's installation.
-
-    Args:
-        names: what to fetch.
-        folder: an existing folder to fetch them into.
-
-    Raises:
-        MissingDependencyError: no `apt-get` here.
-        SourceError: a package is not to be had.
-    """
-    _call(["apt-get", "download", "--quiet", "--quiet", *names], folder, "run `apt-get update` and try again")
-    return sorted(folder.glob("*.deb"))
-
-
-def unpack(archive: Path, folder: Path) -> FontPackage:
-    """Unpack a .deb file into a folder of its own below `folder`.
-
-    Raises:
-        MissingDependencyError: no `dpkg` here.
-        SourceError: the archive is damaged, or not from Debian's main archive.
-    """
-    fields = _call(
-        ["dpkg-deb", "--show", "--showformat", "${Package} ${Version} ${Section}", str(archive)], folder, RETRY
-    ).split()
-    name, version, section = fields if len(fields) == 3 else (archive.stem, "", "")
-    if "/" in section or not section:
-        raise SourceError(f"{archive.name}: expected a package of the main archive, found section '{section}'")
-    target = folder / name
-    _call(["dpkg-deb", "--extract", str(archive), str(target)], folder, RETRY)
-    texts = [path.read_text(errors="replace") for path in sorted(target.glob("usr/share/doc/*/copyright"))]
-    licences = [match.strip() for text in texts for match in re.findall(r"(?m)^License:[ \t]*(\S.*)$", text)]
-    return FontPackage(name, version, ", ".join(dict.fromkeys(licences)) or "see copyright file", target)
 
 
 def find_fonts(folder: Path) -> list[Path]:
@@ -234,16 +183,3 @@ def _fit(drawings: Sequence[tuple[NDArray[np.uint8], int]]) -> NDArray[np.uint8]
         x = (MASTER_SIZE - size[0]) // 2
         masters[index, y : y + size[1], x : x + size[0]] = resized
     return masters
-
-
-def _call(words: list[str], folder: Path, advice: str) -> str:
-    try:
-        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603
-    except FileNotFoundError as error:
-        raise MissingDependencyError(
-            f"fonts: '{words[0]}' is not here; build the glyphs on Debian or Ubuntu, or in a container of them"
-        ) from error
-    if done.returncode != 0:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-        raise SourceError(f"fonts: {words[0]} failed: {last[0]}; {advice}")
-    return done.stdout
