@@ -123,3 +123,25 @@ def stream_table(folder: Path) -> str:
             cells.append(f"{text}, last 500: {100 * np.mean(last):.1f}" if name == "long" and last else text)
         lines.append(f"| `{rule}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def street_tables(folder: Path) -> str:
+    """Films in weather: by method and severity, and by kind."""
+    parts = [json.loads(path.read_text()) for path in sorted(folder.glob("street.*.json"))]
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for part in parts:
+        rows.setdefault(", ".join(filter(None, (part["method"], part["place"]))), []).append(part)
+    names = sorted(rows, key=lambda name: (name != "frozen", "calibrated" in name, name))
+    lines = ["| method | clean | severity 1 | 2 | 3 | 4 | 5 | mean | verdicts |", "|---|---|---|---|---|---|---|---|---|"]
+    for name in names:
+        found = np.array([list(part["kinds"].values()) for part in rows[name]])  # [shots, kinds, severities]
+        clean = np.mean([part["clean"] for part in rows[name]])
+        numbers = [clean, *found.mean((0, 1)), found.mean()]
+        verdicts = [part["verdict"] for part in rows[name]]
+        said = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in sorted(set(verdicts)) if verdict)
+        lines.append(f"| {name} | " + " | ".join(f"{100 * number:.1f}" for number in numbers) + f" | {said} |")
+    lines += ["", "| kind | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for kind in parts[0]["kinds"] if parts else ():
+        means = [np.mean([part["kinds"][kind] for part in rows[name]]) for name in names]
+        lines.append(f"| {kind} | " + " | ".join(f"{100 * mean:.1f}" for mean in means) + " |")
+    return "\n".join(lines)

@@ -20,7 +20,7 @@ from mgg_edge.learn.pictures import LoadedSource, open_training_data  # noqa: E4
 from mgg_edge.learn.reader import READER_NAME  # noqa: E402
 from mgg_edge.learn.rules.files import load_rule, untrained_rule  # noqa: E402
 from mgg_edge.learn.training.gradient import GradientRecipe, GradientTrainer, principal_directions, rule_update  # noqa: E402
-from mgg_edge.learn.training.learner import Learner  # noqa: E402
+from mgg_edge.learn.training.learner import FROZEN_BATCH, Learner  # noqa: E402
 from mgg_edge.learn.training.loop import LoopRecipe, meta_train  # noqa: E402
 from mgg_edge.learn.training.optimiser import MetaOptimiser  # noqa: E402
 from mgg_edge.learn.training.rules import RuleRecipe, RuleTraining  # noqa: E402
@@ -74,6 +74,21 @@ class TestLearner:
             own = model.backbone.forward(frames[index], model.backbone.split(theta[index]), model.constants)
             torch.testing.assert_close(logits[index], own[0], rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(features[index], own[1], rtol=1e-4, atol=1e-5)
+
+    def test_parts_give_what_all_frames_at_once_give(self):
+        model = learner()
+        frames = torch.from_numpy(pictures().draw(rng().integers(0, 10, 40), rng()))
+        logits, features = model.backbone.forward(frames, model.backbone.split(model.source.theta), model.constants)
+        assert len(frames) > 2 * FROZEN_BATCH
+        torch.testing.assert_close(model.features(frames.reshape(2, 20, 32, 32, 3)).flatten(0, 1), features)
+        assert torch.equal(model.predictions(frames), logits.argmax(1))
+
+    def test_frames_of_a_weather_are_those_it_draws_with_nothing_asked_of_the_model(self):
+        asked = []
+        world = World(pictures(), lambda frames: asked.append(len(frames)) or torch.zeros(len(frames)), "predictions")
+        weather = world.weather(rng(3), clean_share=0.0)
+        assert torch.equal(weather.frames(7, rng(4)), weather.draw(7, rng(4)).frames)
+        assert asked == [7]
 
     def test_the_loss_is_the_objective_of_the_step(self):
         model = learner()

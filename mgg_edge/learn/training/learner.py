@@ -20,6 +20,8 @@ from mgg_edge.learn.statistics import SourceStatistics
 
 __all__ = ["Learner", "Signal"]
 
+FROZEN_BATCH = 16
+
 
 class Signal(NamedTuple):
     """What one batch of each episode says, all E in a row.
@@ -81,14 +83,11 @@ class Learner:
 
     def features(self, frames: Tensor) -> Tensor:
         """Features f[…, D] of frames u8[…, H, W, 3] under θ₀, without gradients."""
-        with torch.no_grad():
-            found = self._frozen(frames.flatten(0, -4))[1]
-        return found.reshape(*frames.shape[:-3], -1)
+        return self._frozen(frames.flatten(0, -4))[1].reshape(*frames.shape[:-3], -1)
 
     def predictions(self, frames: Tensor) -> Tensor:
         """Classes i64[B], on the processor, that the frozen model sees in frames u8[B, H, W, 3]."""
-        with torch.no_grad():
-            return self._frozen(frames)[0].argmax(1).cpu()
+        return self._frozen(frames)[0].argmax(1).cpu()
 
     def signal(self, theta: Tensor, frames: Tensor, targets: Tensor, count: int) -> Signal:
         """Gradients at θ f[E, N]: of the loss on the first `count` frames, of the cross-entropy on all of them.
@@ -122,8 +121,15 @@ class Learner:
         return float((logits.argmax(2).cpu() == targets).double().mean())
 
     def _frozen(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and features under θ₀, without gradients; in parts, whose activations stay in the processor's caches."""
         norms = self.backbone.split(self.source.theta)
-        return self.backbone.forward(frames.to(self.device), norms, self.constants)
+        with torch.no_grad():
+            parts = [
+                self.backbone.forward(part.to(self.device), norms, self.constants)
+                for part in frames.split(FROZEN_BATCH)
+            ]
+        logits, features = zip(*parts, strict=True)
+        return torch.cat(logits), torch.cat(features)
 
     def _losses(self, logits: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and Δ f[E] of logits f[E, B, C] and features f[E, B, D]; see `Objective`."""

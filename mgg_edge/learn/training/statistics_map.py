@@ -102,7 +102,7 @@ class StatisticsMapTrainer:
 
     def _observe(self, weathers: Sequence[Weather], frames: int, rng: np.random.Generator) -> WindowStatistics:
         source = self.learner.source
-        pictures = torch.stack([weather.draw(frames, rng).frames for weather in weathers])
+        pictures = torch.stack([weather.frames(frames, rng) for weather in weathers])
         features = self.learner.features(pictures) - source.mean  # [E, M, D]
         sums = torch.stack([features.sum(1), features.square().sum(1)], dim=1)  # [E, 2, D]
         return self.rule.statistics(sums, self.learner.scalar(frames), source)

@@ -63,6 +63,10 @@ class Weather:
         clean = self.source.draw(labels, rng)
         return Drawn(torch.from_numpy(self.domain(clean, rng)), self.aim(labels, clean))
 
+    def frames(self, count: int, rng: Rng) -> Tensor:
+        """Pictures u8[count, H, W, 3] of this weather with nothing to aim at: those `draw` would give."""
+        return torch.from_numpy(self.domain(self.source.draw(rng.choice(self.classes, count), rng), rng))
+
 
 @dataclass(frozen=True)
 class World:
