@@ -132,7 +132,7 @@ def street_tables(folder: Path) -> str:
     for part in parts:
         rows.setdefault(", ".join(filter(None, (part["method"], part["place"]))), []).append(part)
     names = sorted(rows, key=lambda name: (name != "frozen", "calibrated" in name, name))
-    lines = ["| method | clean | severity 1 | 2 | 3 | 4 | 5 | mean | verdicts |", "|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| method | clean | severity 1 | 2 | 3 | 4 | 5 | mean | verdicts |", "|---" * 9 + "|"]
     for name in names:
         found = np.array([list(part["kinds"].values()) for part in rows[name]])  # [shots, kinds, severities]
         clean = np.mean([part["clean"] for part in rows[name]])

@@ -132,7 +132,7 @@ def main() -> None:
             continue
         bundle = bundle_of("mgg" if method == "frozen" else method, arguments.parts, folder, arguments.photographs)
         for place in ("",) if method == "frozen" else ("", "calibrated"):
-            kept = arguments.kept / f"street.{'-'.join((method, place, shot.name)).replace(' ', '_')}.json"
+            kept = arguments.kept / f"street.{method}-{place}-{shot.name}.json".replace(" ", "_")
             if kept.exists() and kept.stat().st_mtime > bundle.stat().st_mtime:
                 continue
             started, used, verdict = time.monotonic(), bundle, ""
@@ -142,8 +142,9 @@ def main() -> None:
             result = measure(used, shot, "off" if method == "frozen" else "auto")
             facts = {"method": method, "place": place, "shot": shot.name, "verdict": verdict, **result}
             kept.write_text(json.dumps(facts))
-            means = f"clean {result['clean']:.3f} kinds {np.mean(list(result['kinds'].values())):.3f}"
-            print(f"-- {shot.name}, {method} {place} {verdict}: {means}, {time.monotonic() - started:.0f} s", flush=True)
+            means = f"clean {result['clean']:.3f}, kinds {np.mean(list(result['kinds'].values())):.3f}"
+            took_s = time.monotonic() - started
+            print(f"-- {shot.name}, {method} {place} {verdict}: {means}, {took_s:.0f} s", flush=True)
     print(street_tables(arguments.kept))
 
 

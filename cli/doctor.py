@@ -74,12 +74,10 @@ def _print(found: Environment, test: SelfTest | None) -> None:
     )
     print_table(("package", "version"), [(name, version or "-") for name, version in found.packages.items()])
     if test is not None:
-        from mgg_edge.runtime.doctor import LOGITS_LIMIT, UPDATE_LIMIT
-
         rows = (
-            ("inference logits, largest", test.infer_logits, LOGITS_LIMIT),
-            ("adaptation logits, largest", test.adapt_logits, LOGITS_LIMIT),
-            ("first update, relative L2", test.update, UPDATE_LIMIT),
+            ("inference logits, largest", test.infer_logits, test.logits_limit),
+            ("adaptation logits, largest", test.adapt_logits, test.logits_limit),
+            ("first update, relative L2", test.update, test.update_limit),
         )
         print_table(
             (f"difference on {test.engine}", "found", "limit", ""),

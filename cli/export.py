@@ -12,8 +12,17 @@ from typing import Annotated
 import typer
 
 from mgg_edge.cli.display import Stages, log_to_terminal, print_parity
+from mgg_edge.compat import StrEnum
 
-__all__ = ["export"]
+__all__ = ["Precision", "export"]
+
+
+class Precision(StrEnum):
+    """Number formats of products."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
 
 
 def export(
@@ -44,6 +53,9 @@ def export(
         str, typer.Option(help="Statistics of batch normalisation: source, batch or mix:ALPHA.")
     ] = "mix:0.1",
     seed: Annotated[int, typer.Option(help="Seed of random weights and of an untrained rule.")] = 0,
+    precision: Annotated[
+        Precision, typer.Option(help="Of the large products on GPUs; norms, loss and rule stay in float32.")
+    ] = Precision.FLOAT32,
     engine: Annotated[
         str | None, typer.Option(help="Build engines as well: tensorrt, or for other devices tensorrt:sm86,sm89.")
     ] = None,
@@ -72,17 +84,21 @@ def export(
     with Stages(console) as stages:
         step, names, origins = compose(request, stages)
         manifest = export_bundle(
-            step, out, adapt_batch=batch, labels=names, origins=origins, parity_steps=parity_steps, progress=stages
-        )
+            step, out, adapt_batch=batch, labels=names, origins=origins, parity_steps=parity_steps,
+            precision=precision.value, progress=stages,
+        )  # fmt: skip
         built = () if aim is None else build_engines(out, aim, options, progress=stages)
     size_bytes, export_s = out.stat().st_size, time.perf_counter() - start
     if as_json:
         report = {"bundle": str(out), "size_bytes": size_bytes, "export_s": round(export_s, 2)}
         parity = None if manifest.parity is None else dataclasses.asdict(manifest.parity)
+        half = None if manifest.half_parity is None else dataclasses.asdict(manifest.half_parity)
         engines = [{"engine": str(plan.path), "size_bytes": plan.path.stat().st_size} for plan in built]
-        sys.stdout.write(json.dumps({**report, "parity": parity, "engines": engines}) + "\n")
+        sys.stdout.write(json.dumps({**report, "parity": parity, "half_parity": half, "engines": engines}) + "\n")
         return
     print_parity(manifest.parity)
+    if manifest.half_parity is not None:
+        print_parity(manifest.half_parity)
     sys.stdout.write(f"{out}: {size_bytes / 1e6:.1f} MB in {export_s:.1f} s\n")
     for plan in built:
         sys.stdout.write(f"{plan.path}: {plan.what}, {plan.path.stat().st_size / 1e6:.1f} MB\n")

@@ -56,6 +56,7 @@ def describe(manifest: Manifest, identity: str, sizes: dict[str, int]) -> dict[s
     return {
         "id": identity,
         **facts,
+        "precision": manifest.precision,
         "labels": {"count": len(labels), "first": labels[:5]},
         "norms": {"parameters": len(norms), "scalars": manifest.layout.size, "names": [norm["name"] for norm in norms]},
         "state": {
@@ -90,7 +91,7 @@ def _print(manifest: Manifest, facts: dict[str, Any]) -> None:
             "adaptable": f"{norms['scalars']} scalars in {norms['parameters']} parameters",
             "state": f"{', '.join(spec['name'] for spec in state['tensors'])} ({state['size_bytes'] / MIB:.2f} MiB)",
             "inference reads": ", ".join(facts["infer_state"]),
-            "graphs": f"opset {facts['opset']}",
+            "graphs": f"opset {facts['opset']}, products on GPUs in {facts['precision']}",
             "made by": ", ".join(f"{name} {version}" for name, version in facts["producer"].items()) or "unknown",
         }
     )
@@ -99,6 +100,8 @@ def _print(manifest: Manifest, facts: dict[str, Any]) -> None:
         [(name, str(member["size"]), member["sha256"]) for name, member in facts["members"].items()],
     )
     print_parity(manifest.parity)
+    if manifest.half_parity is not None:
+        print_parity(manifest.half_parity)
 
 
 def _site(manifest: Manifest) -> str:

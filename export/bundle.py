@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +19,13 @@ from mgg_edge.container import describe_members, write_container
 from mgg_edge.errors import UnsupportedError, UsageError
 from mgg_edge.export.graph_builder import OPSET, REVERSED
 from mgg_edge.export.graphs import build_graphs
-from mgg_edge.export.parity import REPORTED_STEPS, check_parity, measure_parity
+from mgg_edge.export.parity import REPORTED_STEPS, check_parity, measure_half, measure_parity
 from mgg_edge.export.tensorrt_lint import lint_tensorrt
 from mgg_edge.files import output_target
 from mgg_edge.learn.images import synthetic_frames
 from mgg_edge.learn.step import AdaptStep
 from mgg_edge.manifest import (
+    PRECISIONS,
     SCHEMA_VERSION,
     BackboneInfo,
     Manifest,
@@ -69,6 +70,7 @@ def export_bundle(
     origins: Origins,
     infer_batch: int = 1,
     parity_steps: int = REPORTED_STEPS[-1],
+    precision: str = "float32",
     progress: Progress = lambda _stage, _done, _total: None,
 ) -> Manifest:
     """Export a step as one bundle file, which appears at `path` only if every check passed.
@@ -81,6 +83,8 @@ def export_bundle(
         origins: for the manifest.
         infer_batch: frames per inference call.
         parity_steps: adaptation steps of the numeric check, at least 1.
+        precision: of the large products in the graphs for GPUs: `float32`, `float16` or `bfloat16`. How far these stray
+            is measured and stated, not judged.
         progress: called with a stage's name, and how much of how much of it is done.
 
     Returns:
@@ -90,8 +94,10 @@ def export_bundle(
         UnsupportedError: an operator or construct cannot be lowered; it is named.
         ParityError: the exported step strays from the float64 reference.
         SinkError: the file cannot be written.
-        UsageError: a batch size or label count that does not fit.
+        UsageError: a batch size, label count or precision that does not fit.
     """
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision: expected one of {', '.join(PRECISIONS)}, found '{precision}'")
     if adapt_batch < 2 or infer_batch < 1 or parity_steps < 1:
         raise UsageError(
             f"export: expected adapt batch ≥ 2, infer batch ≥ 1 and parity steps ≥ 1, "
@@ -102,14 +108,20 @@ def export_bundle(
     folder = output_target(path).parent
     progress("trace and lower", 0, 1)
     try:
-        graphs = build_graphs(step, infer_batch, adapt_batch)
+        graphs, half = build_graphs(step, infer_batch, adapt_batch, precision)
     except UnsupportedError as error:
         raise UnsupportedError(f"backbone '{step.backbone.name}': {error}") from error
     _refuse_unbuildable(graphs)
     progress("trace and lower", 1, 1)
     members = _members(step, graphs, infer_batch, adapt_batch)
-    manifest = _manifest(step, labels, origins, infer_batch, adapt_batch).replace(members=describe_members(members))
+    manifest = _manifest(step, labels, origins, infer_batch, adapt_batch).replace(
+        members=describe_members(members), precision=precision
+    )
     parity = _check(step, manifest, members, folder, parity_steps, progress)
+    if half is not None:
+        batches = _batches(step, adapt_batch, parity_steps)
+        stray = measure_half(step, half, precision, batches, lambda done: progress(precision, done, parity_steps))
+        manifest = manifest.replace(half_parity=stray)
     manifest = manifest.replace(parity=parity)
     write_container(path, manifest, members)
     return manifest
@@ -207,7 +219,7 @@ def _check(
         write_container(draft, manifest, members)
         engine = OnnxRuntimeEngine(Bundle.load(draft))
     try:
-        batches = (_frames(step, manifest.adapt_batch, PARITY_SEED + index) for index in range(steps))
+        batches = _batches(step, manifest.adapt_batch, steps)
         parity = measure_parity(
             step, engine, batches, manifest.infer_batch, lambda done: progress("parity", done, steps)
         )
@@ -215,6 +227,10 @@ def _check(
         engine.close()
     check_parity(parity)
     return parity.info
+
+
+def _batches(step: AdaptStep, size: int, steps: int) -> Iterator[Tensor]:
+    return (_frames(step, size, PARITY_SEED + index) for index in range(steps))
 
 
 def _frames(step: AdaptStep, count: int, seed: int) -> Tensor:

@@ -38,7 +38,15 @@ Operand = Value | float | int | bool
 Rule = Callable[..., str | tuple[str | None, ...]]
 RULES: dict[str, Rule] = {}
 
-_ELEMENT_TYPES = {torch.float32: 1, torch.uint8: 2, torch.int32: 6, torch.int64: 7, torch.bool: 9, torch.float16: 10}
+_ELEMENT_TYPES = {
+    torch.float32: 1,
+    torch.uint8: 2,
+    torch.int32: 6,
+    torch.int64: 7,
+    torch.bool: 9,
+    torch.float16: 10,
+    torch.bfloat16: 16,
+}
 
 
 def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:

@@ -28,12 +28,13 @@ import torch
 from torch import Tensor
 
 from mgg_edge.errors import ParityError
+from mgg_edge.export.trace import TracedGraph
 from mgg_edge.learn.backbone import NORM_STATISTICS
 from mgg_edge.learn.step import AdaptStep
 from mgg_edge.manifest import ParityInfo, ParityRow
 from mgg_edge.runtime.engines.engine import Engine
 
-__all__ = ["REPORTED_STEPS", "Parity", "check_parity", "measure_parity"]
+__all__ = ["REPORTED_STEPS", "Parity", "check_parity", "measure_half", "measure_parity"]
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +125,61 @@ def check_parity(parity: Parity) -> None:
                 f"parity: after {row.step} steps the {row.quantity} of {info.engine} is {row.engine:.2e} from float64, "
                 f"expected at most {allowed:.2e} (PyTorch float32: {row.torch_float32:.2e})"
             )
+
+
+def measure_half(
+    step: AdaptStep,
+    half: TracedGraph,
+    precision: str,
+    batches: Iterable[Tensor],
+    progress: Callable[[int], None] = lambda _step: None,
+) -> ParityInfo:
+    """How far the adapt graph in half precision strays from float64, PyTorch computing its operators.
+
+    Args:
+        step: the step in PyTorch.
+        half: its adapt graph with products in half precision.
+        precision: for the report.
+        batches: u8[B, H, W, 3] each; one adaptation step is made on each.
+        progress: called with the number of steps made.
+
+    Raises:
+        ParityError: a value is not finite: such a graph would never adapt.
+    """
+    reference, single = _TorchRunner(step, torch.float64), _TorchRunner(step, torch.float32)
+    runner = _TracedRunner(step, half)
+    rows: list[ParityRow] = []
+    worst, count = 0.0, 0
+    for count, frames in enumerate(batches, start=1):
+        exact, float32, found = reference(frames), single(frames), runner(frames)
+        if not all(np.isfinite(part).all() for part in (found.logits, found.update, found.memory)):
+            raise ParityError(
+                f"precision: the step in {precision} is not finite after {count} steps; use float32 or bfloat16"
+            )
+        worst = max(worst, float(np.abs(found.logits - exact.logits).max()))
+        if count in REPORTED_STEPS:
+            rows += _rows(count, exact, float32, found)
+        progress(count)
+    return ParityInfo(f"{precision} products, PyTorch {torch.__version__.partition('+')[0]}", count, worst, tuple(rows))
+
+
+class _TracedRunner:
+    """A traced adapt graph, along its own trajectory."""
+
+    def __init__(self, step: AdaptStep, traced: TracedGraph) -> None:
+        self._traced, self._constants = traced, step.constants()
+        self._state = step.initial_state()
+        self._source = step.backbone.theta().double()
+
+    def __call__(self, frames: Tensor) -> _Snapshot:
+        values = {"frames": frames, **self._state, **self._constants}
+        with torch.no_grad():
+            results = self._traced.module(*(values[name] for name in self._traced.inputs))
+        found = dict(zip(self._traced.outputs, results, strict=True))
+        self._state = {name: found[f"{name}_out"] for name in self._state}
+        arrays = {name: value.double().numpy() for name, value in self._state.items()}
+        update = arrays["theta"] - self._source.numpy()
+        return _Snapshot(found["logits"].double().numpy(), update, _memory(arrays))
 
 
 class _TorchRunner:

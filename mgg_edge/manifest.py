@@ -14,6 +14,7 @@ from mgg_edge.norms import NormLayout, NormParameter
 from mgg_edge.state import TensorSpec
 
 __all__ = [
+    "PRECISIONS",
     "SCHEMA_VERSION",
     "VERDICTS",
     "BackboneInfo",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+PRECISIONS = ("float32", "float16", "bfloat16")
 RESIZE_RULES = ("shortest-side", "squash")
 DEFAULT_SCHEDULES = ("burst", "window")
 INTERPOLATIONS = ("bicubic", "bilinear")
@@ -243,6 +245,8 @@ class Manifest:
         opset: ONNX operator set of the graphs.
         site: what calibration found, or null for a bundle that knows no site.
         members: every other member of the bundle.
+        precision: of the large products in the graphs for GPUs: `float32`, `float16` or `bfloat16`.
+        half_parity: how far the adapt graph in half precision strays, or null where there is none.
 
     Raises:
         ManifestError: a field has a value out of its range or two fields contradict each other.
@@ -266,6 +270,8 @@ class Manifest:
     parity: ParityInfo | None
     site: SiteInfo | None
     members: dict[str, MemberInfo]
+    precision: str = "float32"
+    half_parity: ParityInfo | None = None
 
     def __post_init__(self) -> None:
         for field, check in _CHECKS.items():
@@ -402,4 +408,5 @@ _CHECKS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "infer_batch": _between(1, MAX_BATCH),
     "adapt_batch": _between(2, MAX_BATCH),
     "opset": _between(17, 25),
+    "precision": _one_of(*PRECISIONS),
 }

@@ -1,7 +1,8 @@
 """Strict conversion between JSON and frozen dataclasses.
 
-Every refusal names the field by its path, what was expected and what was found. Unknown and absent
-keys are errors, so are booleans where numbers belong, NaN and infinities.
+Every refusal names the field by its path, what was expected and what was found. Errors are unknown keys, absent keys of
+fields without a default (a field with one came later than files that lack it), booleans where numbers belong, NaN and
+infinities.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ T = TypeVar("T")
 def to_json(value: object) -> bytes:
     """Serialise a dataclass as canonical JSON: UTF-8, keys in field order, no NaN, one trailing newline.
 
+    A field that has its default is left out.
+
     Raises:
         ManifestError: a number is NaN or infinite.
     """
-    plain = dataclasses.asdict(value)  # type: ignore[call-overload]
+    plain = _plain(value)
     try:
         return (json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
     except ValueError as error:
@@ -47,6 +50,16 @@ def from_json(cls: type[T], data: bytes) -> T:
     except (ValueError, RecursionError) as error:  # also bad UTF-8, and whole numbers of thousands of digits
         raise ManifestError(f"manifest: expected JSON, found {error}") from error
     return typing.cast(T, _convert(cls, value, "manifest"))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: field.default for field in dataclasses.fields(value)}
+        kept = {name: getattr(value, name) for name, default in fields.items() if getattr(value, name) != default}
+        return {name: _plain(part) for name, part in kept.items()}
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def _refuse_constant(name: str) -> None:
@@ -79,11 +92,13 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
 def _convert_dataclass(cls: type, value: Any, path: str) -> Any:
     entries = _expect(dict, value, path)
     hints = _hints(cls)
-    if missing := [name for name in hints if name not in entries]:
+    required = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
+    if missing := [name for name in hints if name in required and name not in entries]:
         raise ManifestError(f"{path}.{missing[0]}: expected a value, found none")
     if unknown := [name for name in entries if name not in hints]:
         raise ManifestError(f"{path}.{unknown[0]}: unknown field; expected only {', '.join(hints)}")
-    return cls(**{name: _convert(hint, entries[name], f"{path}.{name}") for name, hint in hints.items()})
+    found = {name: _convert(hint, entries[name], f"{path}.{name}") for name, hint in hints.items() if name in entries}
+    return cls(**found)
 
 
 @functools.cache

@@ -14,6 +14,7 @@ import pytest
 
 import toy
 from mgg_edge.cli import main as cli
+from mgg_edge.manifest import ParityInfo, ParityRow
 from mgg_edge.runtime import Bundle, Engine, doctor
 from mgg_edge.runtime.doctor import SelfTest
 
@@ -77,6 +78,16 @@ def test_every_limit_counts_and_nan_is_not_within_it() -> None:
     for name in ("infer_logits", "adapt_logits", "update"):
         for value in (1.0, math.inf, math.nan):
             assert not replace(good, **{name: value}).passed, (name, value)
+
+
+def test_limits_are_wider_in_half_precision_where_the_engine_computes_so(loaded_toy: Bundle) -> None:
+    rows = (ParityRow(1, "logits", 1e-7, 2e-3), ParityRow(1, "update", 1e-5, 0.05))
+    half = loaded_toy.manifest.replace(precision="float16", half_parity=ParityInfo("float16", 1, 3e-3, rows))
+    assert doctor._limits(half, "tensorrt 10.3") == {"logits_limit": 4 * 3e-3, "update_limit": 4 * 0.05}
+    assert doctor._limits(half, "onnxruntime-cpu 1.32") == doctor._limits(loaded_toy.manifest, "tensorrt 10.3") == {}
+    strayed = SelfTest("engine", 0.01, 0.01, 0.1)
+    assert not strayed.passed
+    assert replace(strayed, logits_limit=0.012, update_limit=0.2).passed
 
 
 def test_the_self_test_commits_nothing(loaded_toy: Bundle, toy_engine: Engine) -> None:

@@ -123,7 +123,7 @@ def drop_rule_term(model):
 def test_a_slightly_wrong_step_is_refused_and_nothing_is_written(tmp_path, monkeypatch, corrupt):
     def build(*arguments):
         graphs = build_graphs(*arguments)
-        corrupt(graphs["adapt.onnxruntime.onnx"])
+        corrupt(graphs.models["adapt.onnxruntime.onnx"])
         return graphs
 
     monkeypatch.setattr(bundle_module, "build_graphs", build)

@@ -15,7 +15,8 @@ from mgg_edge import schema
 from mgg_edge.errors import ManifestError
 from mgg_edge.manifest import Manifest, ParityInfo, ParityRow
 
-FIELDS = [field.name for field in dataclasses.fields(Manifest)]
+FIELDS = [field.name for field in dataclasses.fields(Manifest) if field.default is dataclasses.MISSING]
+LATER = {field.name: field.default for field in dataclasses.fields(Manifest) if field.name not in FIELDS}
 NESTED = [
     f"{name}.{key}"
     for name, value in json.loads(toy.manifest().to_json()).items()
@@ -73,7 +74,15 @@ def test_every_field_is_required(path: str):
         parse(content)
 
 
-@pytest.mark.parametrize("path", FIELDS + NESTED)
+def test_fields_that_came_later_may_be_absent_and_are_when_they_say_nothing():
+    assert LATER == {"precision": "float32", "half_parity": None}
+    assert not LATER.keys() & plain().keys()
+    assert parse({**plain(), **LATER}) == parse(plain())
+    told = toy.manifest().replace(precision="bfloat16")
+    assert Manifest.from_json(told.to_json()) == told
+
+
+@pytest.mark.parametrize("path", [*FIELDS, *NESTED, *LATER])
 def test_every_field_has_a_type(path: str):
     content = plain()
     assign(content, path, [{"wrong": []}])

@@ -28,10 +28,11 @@ pytestmark = [pytest.mark.torch, pytest.mark.tensorrt]
 TWO_TARGETS = "tensorrt:sm86,sm120"
 
 
-def export(path, rule="mgg", seed=0):
+def export(path, rule="mgg", seed=0, precision="float32"):
     labels = [f"class {index}" for index in range(10)]
     origins = Origins("r", "u", "s")
-    export_bundle(small_step(rule, seed), path, adapt_batch=4, labels=labels, origins=origins, parity_steps=1)
+    settings = {"adapt_batch": 4, "labels": labels, "origins": origins, "parity_steps": 1, "precision": precision}
+    export_bundle(small_step(rule, seed), path, **settings)
     return path
 
 
@@ -56,6 +57,20 @@ def test_every_rule_builds_for_two_targets(tmp_path, cache, rule):
     assert [plan.what.split(",")[0] for plan in plans] == ["infer", "adapt"] * 2
     assert len({plan.path for plan in plans}) == 4
     assert all(plan.built and len(plan.data) > 1000 for plan in plans)
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_half_precision_builds_for_two_targets(tmp_path, cache, precision):
+    path = export(tmp_path / "x.mgg", "mgg+", precision=precision)
+    assert len(build_engines(path, parse_engine(TWO_TARGETS), BuildOptions(), cache)) == 4
+    library, bundle = import_tensorrt(), Bundle.load(path)
+    _, network = parse_graph(library, model(bundle, "adapt"), "adapt")
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    products = [layer for layer in layers if layer.type == library.module.LayerType.MATRIX_MULTIPLY]
+    half = {"float16": library.module.DataType.HALF, "bfloat16": library.module.DataType.BF16}[precision]
+    types = [layer.get_output(0).dtype for layer in products]
+    assert set(types) == {half, library.module.DataType.FLOAT}
+    assert types.count(half) > 2 * types.count(library.module.DataType.FLOAT)  # these are the rule's
 
 
 def test_the_network_has_the_contracts_inputs_and_outputs(small):

@@ -62,6 +62,8 @@ class AdaptStep:
         rule: the update rule.
         statistics: μ_S and σ_S.
         learning_rate: α.
+        loss_scale: the loss is differentiated after being multiplied by it, and the gradient divided by it: a power of
+            two, for arithmetic of too small a range.
     """
 
     backbone: Backbone
@@ -69,6 +71,7 @@ class AdaptStep:
     rule: UpdateRule
     statistics: SourceStatistics
     learning_rate: float
+    loss_scale: float = 1.0
 
     def constants(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Everything that stays fixed, by the names used in graphs and files."""
@@ -104,20 +107,22 @@ class AdaptStep:
         def loss(norms: dict[str, Tensor]) -> tuple[Tensor, tuple[BackboneOutput, ObjectiveTerms]]:
             output = self.backbone.forward_moving(frames, norms, constants, state.get(NORM_STATISTICS))
             terms = self.objective(output.logits, output.features, source.mean, source.std)
-            return terms.loss, (output, terms)
+            return terms.loss if self.loss_scale == 1 else terms.loss * self.loss_scale, (output, terms)
 
         gradient: Tensor | None = None
         if self.rule.needs_gradient:
-            gradients, (value, (output, terms)) = torch.func.grad_and_value(loss, has_aux=True)(norms)
+            gradients, (output, terms) = torch.func.grad(loss, has_aux=True)(norms)
             gradient = torch.cat([gradients[name].flatten() for name in self.backbone.norms.names])  # [N]
+            if self.loss_scale != 1:
+                gradient = gradient / self.loss_scale
         else:
-            value, (output, terms) = loss(norms)
+            _, (output, terms) = loss(norms)
         proposal = self._apply_rule(theta, Evidence(gradient, output.features, terms.discrepancy), state, constants)
         return AdaptOutput(
             logits=output.logits,
             entropy=terms.entropy,
             discrepancy=terms.discrepancy,
-            loss=value,
+            loss=terms.loss,
             gradient_norm=theta.new_zeros(()) if gradient is None else _norm(gradient),
             update_norm=_norm(proposal.update),
             state={"theta": proposal.theta, **output.moved, **proposal.state._asdict()},

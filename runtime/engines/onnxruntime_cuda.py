@@ -50,7 +50,8 @@ def open_onnxruntime_cuda(
     values = {name: found.OrtValue.ortvalue_from_numpy(array) for name, array in bundle.weights.items()}
 
     def load(graph: str, stream: int) -> _Kernels:
-        member = graph_name(graph, "onnxruntime")
+        # the graphs in half precision are those of TensorRT's lowering, of which ONNX Runtime knows every operator
+        member = graph_name(graph, "onnxruntime" if bundle.manifest.precision == "float32" else "tensorrt")
         names, where = bundle.references[member], f"{bundle.path}: {member}"
         with mapped(f"{where}: cannot load the graph"):
             options = quiet_options(found)

@@ -121,7 +121,7 @@ class Learner:
         return float((logits.argmax(2).cpu() == targets).double().mean())
 
     def _frozen(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and features under θ₀, without gradients; in parts, whose activations stay in the processor's caches."""
+        """Logits and features under θ₀, without gradients; in parts whose activations stay in the caches."""
         norms = self.backbone.split(self.source.theta)
         with torch.no_grad():
             parts = [
