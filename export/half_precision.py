@@ -131,4 +131,5 @@ def _cast_parts(graph: fx.Graph) -> None:
 
 def _fake_mode(node: fx.Node) -> Any:
     value = node.meta["val"]
-    return (value if isinstance(value, Tensor) else next(part for part in value if part is not None)).fake_mode
+    first: Any = value if isinstance(value, Tensor) else next(part for part in value if part is not None)
+    return first.fake_mode
