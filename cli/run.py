@@ -256,7 +256,7 @@ def _facts(
 
 def _frames(summary: Summary) -> str:
     rate = summary.frames_inferred / summary.wall_s if summary.wall_s > 0 else 0.0
-    reasons = ", ".join(f"{count} {reason}" for reason, count in summary.drop_reasons.items())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in summary.drops.items())
     dropped = f", {summary.frames_dropped} dropped ({reasons})" if summary.frames_dropped else ""
     again = f", {summary.reconnects} reconnections" if summary.reconnects else ""
     return f"{summary.frames_inferred}{dropped} in {summary.wall_s:.1f} s ({rate:.1f} frames/s){again}"

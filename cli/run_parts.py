@@ -82,7 +82,7 @@ class Outputs:
         for name, source in cameras.items():
             sinks = outputs.sinks[name]
             if lines is not None:
-                sinks.append(lines.of_source(name) if several else lines)
+                sinks.append(lines.of_source(name))
             if save is not None:
                 path = _for_source(save, name, several, source, "--save")
                 video = AnnotatedVideo(path, source.width, source.height, source.rate)

@@ -52,9 +52,13 @@ class Summary:
         infer_ms, adapt_ms: time of one inference, of one adaptation step.
         wall_s: seconds from the first frame asked for to the last output completed.
         engine: name and version of the engine.
-        drop_reasons: dropped pictures by reason; they add up to `frames_dropped`.
+        drops: dropped pictures by reason; they add up to `frames_dropped`.
         frame_age_ms: from a picture's decoding to its prediction.
         reconnects: connections to a camera or stream made anew.
+        schedule: when it was adapted; of several runs that differ, all of them.
+        resumed: whether it went on from a kept state; of several runs, whether one did.
+        snapshots_restored: times a remembered domain was taken up again.
+        guard_breaches: refused updates and rollbacks by reason; they add up to `adapt_rejected`.
         ending: why the run ended.
         failure: the error behind the ending `failed`.
     """
@@ -69,9 +73,13 @@ class Summary:
     adapt_ms: Percentiles
     wall_s: float
     engine: str
-    drop_reasons: Mapping[str, int]
+    drops: Mapping[str, int]
     frame_age_ms: Percentiles
     reconnects: int
+    schedule: str
+    resumed: bool
+    snapshots_restored: int
+    guard_breaches: Mapping[str, int]
     ending: Ending
     failure: MggEdgeError | None
 
@@ -89,7 +97,6 @@ class Summary:
             infer_ms: over all of them; percentiles cannot be added.
             adapt_ms: likewise.
         """
-        reasons = sum((Counter(one.drop_reasons) for one in summaries), Counter[str]())
         failures = [one.failure for one in summaries if one.failure is not None]
         endings = [one.ending for one in summaries]
         return cls(
@@ -103,9 +110,17 @@ class Summary:
             adapt_ms=adapt_ms,
             wall_s=max(one.wall_s for one in summaries),
             engine=summaries[0].engine,
-            drop_reasons=dict(sorted(reasons.items())),
+            drops=_added([one.drops for one in summaries]),
             frame_age_ms=Percentiles.worst([one.frame_age_ms for one in summaries]),
             reconnects=sum(one.reconnects for one in summaries),
+            schedule=", ".join(dict.fromkeys(one.schedule for one in summaries)),
+            resumed=any(one.resumed for one in summaries),
+            snapshots_restored=sum(one.snapshots_restored for one in summaries),
+            guard_breaches=_added([one.guard_breaches for one in summaries]),
             ending="failed" if failures else next((end for end in endings if end != "exhausted"), endings[0]),
             failure=failures[0] if failures else None,
         )
+
+
+def _added(several: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    return dict(sorted(sum((Counter(one) for one in several), Counter[str]()).items()))

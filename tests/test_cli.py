@@ -22,7 +22,7 @@ from mgg_edge.runtime import Adapter
 from streams import HttpStream, free_port
 from videos import pictures, read_pictures, write_video
 
-FRAME_FIELDS = ["frame", "time_s", "label", "index", "probability", "entropy", "step", "adapted"]
+FRAME_FIELDS = ["source", "frame", "time_s", "label", "index", "probability", "entropy", "step", "adapted", "age_ms"]
 PROGRAM = "from mgg_edge.cli.main import main; main()"
 WITHOUT_TORCH = "import sys; sys.modules.update(dict.fromkeys(('torch', 'torchvision', 'timm', 'onnx')));"
 
@@ -303,7 +303,7 @@ def test_several_sources_each_learn_for_themselves(call: Call, toy_bundle: Path,
     assert [len(lines) for lines in by_source.values()] == [12, 8, 12]
     for lines in by_source.values():
         assert [line["frame"] for line in lines] == list(range(len(lines)))
-    unnamed = [[{**line, "source": ""} for line in by_source[name]] for name in ("door", "clip")]
+    unnamed = [[{**line, "source": "", "age_ms": 0} for line in by_source[name]] for name in ("door", "clip")]
     assert unnamed[0] == unnamed[1]
     assert set(last["summary"]["sources"]) == set(by_source)
     assert last["summary"]["frames_read"] == last["summary"]["frames_inferred"] == 32

@@ -228,11 +228,11 @@ def test_frames_add_up_under_random_faults(
         )
         assert adapter.state().non_finite() is None
     assert summary.frames_read == summary.frames_inferred + summary.frames_dropped
-    assert summary.frames_dropped == sum(summary.drop_reasons.values())
+    assert summary.frames_dropped == sum(summary.drops.values())
     assert summary.frames_inferred == len(seen)
     assert seen == sorted(set(seen))
-    assert set(summary.drop_reasons) <= {"superseded", "left-over", "malformed"}
-    assert ("malformed" in summary.drop_reasons) <= ("shape" in names)
+    assert set(summary.drops) <= {"superseded", "left-over", "malformed"}
+    assert ("malformed" in summary.drops) <= ("shape" in names)
     assert (summary.failure is not None) <= ("disconnect" in names)
     if policy == "every-frame" and summary.ending == "exhausted" and limit is None:
         assert summary.frames_read == count
@@ -252,7 +252,7 @@ def test_control_a_drop_nobody_counts_is_found() -> None:
 def test_malformed_frames_are_dropped_and_said_once_each(adapter: Adapter, caplog: pytest.LogCaptureFixture) -> None:
     source = SyntheticSource.parse("synthetic:frames=60,faults=shape,every=5")
     summary = session.run(Reader(source), adapter)
-    assert summary.drop_reasons == {"malformed": 11}
+    assert summary.drops == {"malformed": 11}
     assert (summary.frames_read, summary.frames_inferred, summary.failure) == (60, 49, None)
     assert len([record for record in caplog.records if "dropped" in record.getMessage()]) == 3
 

@@ -12,7 +12,8 @@ import pytest
 
 from mgg_edge.errors import EngineError, SinkError, SourceError
 from mgg_edge.runtime import Adapter, session
-from mgg_edge.runtime.adaptation.adapter import Prediction
+from mgg_edge.runtime.adaptation.adapter import AdapterSettings, Prediction
+from mgg_edge.runtime.adaptation.guard import StepLimits
 from mgg_edge.runtime.outputs.sinks import AnnotatedVideo
 from mgg_edge.runtime.session import Percentiles
 from mgg_edge.runtime.sources.video import Frame, VideoSource
@@ -29,9 +30,13 @@ SUMMARY_FIELDS = [
     "adapt_ms",
     "wall_s",
     "engine",
-    "drop_reasons",
+    "drops",
     "frame_age_ms",
     "reconnects",
+    "schedule",
+    "resumed",
+    "snapshots_restored",
+    "guard_breaches",
 ]
 
 
@@ -96,6 +101,21 @@ def test_the_summary_has_the_agreed_fields_as_plain_json(adapter: Adapter) -> No
     assert values["adapt_steps"] == 3
     assert values["wall_s"] > 0
     assert values["engine"].startswith("onnxruntime-cpu ")
+    assert (values["schedule"], values["resumed"], values["snapshots_restored"]) == (adapter.schedule_name, False, 0)
+    assert values["guard_breaches"] == values["drops"] == {}
+
+
+def test_refusals_are_counted_by_reason_and_a_resumed_run_says_so(toy_bundle: Path) -> None:
+    with Adapter.open(toy_bundle, threads=1, adapt="always", settings=AdapterSettings(limits=StepLimits(0.0))) as one:
+        summary = session.run(source(), one)
+        assert summary.guard_breaches == {"update": summary.adapt_rejected}
+        assert summary.adapt_rejected == 3
+        assert session.run([], one).guard_breaches == {}  # its own, not those before
+        kept = one.checkpoint()
+    with Adapter.open(toy_bundle, threads=1) as other:
+        other.resume(kept)
+        summary = session.run(source(), other)
+        assert (summary.resumed, summary.schedule) == (True, other.schedule_name)
 
 
 def test_every_sink_and_the_progress_see_every_frame_in_order(adapter: Adapter) -> None:

@@ -42,8 +42,8 @@ def write_all(sink: AnnotatedVideo, images: list[np.ndarray], step: int = 0) -> 
 
 def test_one_object_a_line_with_the_agreed_fields() -> None:
     stream = io.StringIO()
-    lines = JsonLines(stream)
-    lines.write(Frame(3, 0.12, pictures(1)[0]), prediction(step=2, label="tram\nline"))
+    lines = JsonLines(stream, clock=lambda: 20.0414)
+    lines.write(Frame(3, 0.12, pictures(1)[0], captured_s=20.0), prediction(step=2, label="tram\nline"))
     lines.summary({"frames_read": 4})
     first, last = map(json.loads, stream.getvalue().splitlines())
     assert first == {
@@ -55,6 +55,7 @@ def test_one_object_a_line_with_the_agreed_fields() -> None:
         "entropy": 0.5,
         "step": 2,
         "adapted": True,
+        "age_ms": 41.4,
     }
     assert last == {"summary": {"frames_read": 4}}
 
@@ -98,7 +99,7 @@ def test_several_sources_share_a_stream_and_say_which_they_are() -> None:
     lines.summary({})
     found = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [line.get("source") for line in found] == ["door", "gate", None]
-    expected = ["source", "frame", "time_s", "label", "index", "probability", "entropy", "step", "adapted"]
+    expected = ["source", "frame", "time_s", "label", "index", "probability", "entropy", "step", "adapted", "age_ms"]
     assert list(found[0]) == expected
 
 

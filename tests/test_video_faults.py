@@ -134,7 +134,7 @@ def test_missing_pictures_are_counted_marked_and_said(tmp_path, toy_bundle, caps
     path = without(write_h264(tmp_path / "whole.mkv"), tmp_path / "hole.mkv", set(range(20, 30)))
     lines, summary, said = call(capsys, toy_bundle, path)
     assert (summary["frames_read"], summary["frames_inferred"], summary["frames_lost"]) == (50, 40, 10)
-    assert summary["drop_reasons"] == {"lost": 10}
+    assert summary["drops"] == {"lost": 10}
     assert sum(line.get("lost_before", 0) for line in lines) == 10
     assert "10 pictures lost between " in said.replace("\n", " ")
     assert all(later["time_s"] > earlier["time_s"] for earlier, later in itertools.pairwise(lines))

@@ -76,6 +76,11 @@ class Adapter(AdapterFacts):
         gate, buffer: parts of your own instead of the usual ones.
         journal: told of everything that decides about θ.
 
+    Attributes:
+        bundle_id: id of the bundle.
+        schedule_name: when it adapts.
+        resumed: whether it goes on from a checkpoint.
+
     Raises:
         UsageError: an unknown schedule, or one that the bundle has no source statistics for.
     """
@@ -97,7 +102,7 @@ class Adapter(AdapterFacts):
         self.settings = chosen if limits is None else replace(chosen, limits=limits)
         default = default_schedule(bundle.manifest)
         schedule = schedule_of(adapt, self.settings.burst, default) if isinstance(adapt, str) else adapt
-        self.bundle_id, self.schedule_name = bundle.id, schedule.name
+        self.bundle_id, self.schedule_name, self.resumed = bundle.id, schedule.name, False
         self._bundle, self._engine, self._journal = bundle, engine, journal
         stepper = Stepper(bundle, engine, self.settings)
         self._limits = stepper.limits
@@ -221,6 +226,7 @@ class Adapter(AdapterFacts):
         checkpoint.check(self.bundle_id, self.manifest.state)
         with self._learner.lock:
             self._learner.load(checkpoint.state, checkpoint.step, resumed_watch(self._learner.watch, checkpoint))
+            self.resumed = True
 
     def drain(self) -> None:
         """Wait for a step being made in the background."""

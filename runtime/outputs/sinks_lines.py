@@ -11,7 +11,8 @@ import json
 import math
 import os
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,28 +28,31 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a label that starts so would be c
 
 
 class JsonLines:
-    """One JSON object a line: `frame, time_s, label, index, probability, entropy, step, adapted`.
+    """One JSON object a line: `source, frame, time_s, label, index, probability, entropy, step, adapted, age_ms`.
 
-    `lost_before` is added where pictures are missing right before this one. Of several sources each line begins with
-    `source`.
+    `source` is there where it was named (`of_source`); `age_ms` counts from the picture's decoding to this line.
+    `lost_before` is added where pictures are missing right before this one.
 
     Args:
         stream: text stream; each line is flushed, so that a reader sees it at once.
+        clock: seconds, that of `Frame.captured_s`.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream, self._source, self._lock = stream, "", threading.Lock()
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._clock, self._source, self._lock = stream, clock, "", threading.Lock()
 
     def of_source(self, name: str) -> JsonLines:
         """A sink for one of several sources on the same stream; each may be written by its own thread."""
-        named = JsonLines(self._stream)
+        named = JsonLines(self._stream, self._clock)
         named._source, named._lock = name, self._lock
         return named
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """Write one frame's line; numbers that are not finite become null, as JSON has none."""
-        values = _values(frame, prediction) | ({"lost_before": frame.lost} if frame.lost else {})
-        self._line({"source": self._source, **values} if self._source else values)
+        age_ms = round((self._clock() - frame.captured_s) * 1e3, 1)
+        source = {"source": self._source} if self._source else {}
+        lost = {"lost_before": frame.lost} if frame.lost else {}
+        self._line({**source, **_values(frame, prediction), "age_ms": age_ms, **lost})
 
     def summary(self, summary: Mapping[str, Any]) -> None:
         """Write the last line, `{"summary": …}`."""
