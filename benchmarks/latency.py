@@ -2,8 +2,9 @@
 
     scripts/bench latency          two minutes; on a machine that does nothing else, or it measures the others
 
-ViT-Tiny at 224 pixels, `mgg`, batch 8, one thread of the engine, or the bundle that is named. Frames of moving noise come at a fixed rate, as from a camera; both adapters of a pair run in turn, so that both see the
-same machine. Prints a table and, last, one JSON line: median and 99th percentile of one call, in milliseconds.
+ViT-Tiny at 224 pixels, `mgg`, batch 8, one thread of the engine, or the bundle that is named. Frames of moving noise
+come at a fixed rate, as from a camera; both adapters of a pair run in turn, so that both see the same machine. Prints a
+table and, last, one JSON line: median and 99th percentile of one call, in milliseconds.
 """
 
 from __future__ import annotations

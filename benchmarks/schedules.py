@@ -1,4 +1,4 @@
-"""When to adapt, by experiment: `burst` against `always`, and its thresholds. The schedule tables of docs/RELIABILITY.md.
+"""When to adapt, by experiment: `burst` against `always`, and its thresholds. The tables of docs/RELIABILITY.md.
 
     scripts/bench schedules          twenty minutes on one core
 
@@ -6,8 +6,8 @@
                 benchmark) of 600 frames each, clear weather between them; one threshold changed at a time
     half-hour   45,000 frames of the test families at 25 a second: six kinds come and go, severities 1 … 5 … 1
 
-The reader's exported bundles run as `mgg-edge run` would run them (ONNX Runtime, batch 8, one thread). `time` is the time
-spent in steps, guards included, over that of `always`; `gain` is the accuracy over that of the frozen model.
+The reader's exported bundles run as `mgg-edge run` would run them (ONNX Runtime, batch 8, one thread). `time` is the
+time spent in steps, guards included, over that of `always`; `gain` is the accuracy over that of the frozen model.
 """
 
 from __future__ import annotations

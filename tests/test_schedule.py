@@ -132,8 +132,21 @@ class TestBurst:
         assert Action.WAKE in feed(frozen(), *[1.5, 1.3] * 4)[1], "one in between does not"
 
     def test_a_small_drift_never_wakes_it(self):
-        assert Action.WAKE not in feed(frozen(0.001), *[0.09] * 50)[1]
-        assert Action.WAKE in feed(frozen(0.001), *[0.1] * 4)[1]
+        assert Action.WAKE not in feed(frozen(0.001), *[0.149] * 50)[1]
+        assert Action.WAKE in feed(frozen(0.001), *[0.151] * 4)[1]
+
+    def test_it_wakes_when_the_drift_falls_as_well(self):
+        """What was learned in bad weather must not stay when better weather comes."""
+        assert feed(frozen(), *[0.66] * 4)[1] == [Action.HOLD] * 3 + [Action.WAKE]
+        assert Action.WAKE not in feed(frozen(), *[0.67] * 50)[1], "between the thresholds nothing counts"
+        assert Action.WAKE not in feed(frozen(), *[0.66, 0.66, 0.66, 0.84] * 20)[1]
+        assert Action.WAKE in feed(frozen(), *[0.66, 1.5] * 2)[1], "up and down are both another drift"
+        assert Action.WAKE not in feed(frozen(0.12), *[0.0] * 50)[1], "small numbers are equal"
+
+    def test_without_a_smallest_drift_zero_differs_from_everything_else(self):
+        schedule = dataclasses.replace(frozen(), settings=dataclasses.replace(QUICK, min_drift=0.0))
+        assert Action.WAKE in feed(schedule, *[0.0] * 4)[1]
+        assert Action.WAKE not in feed(dataclasses.replace(schedule, baseline=0.0), *[0.0] * 50)[1]
 
     @pytest.mark.parametrize("value", [math.nan, math.inf])
     def test_a_drift_that_is_not_finite_changes_nothing(self, value: float):

@@ -3,15 +3,17 @@
     always   whenever a batch is ready
     window   the same, for rules that map a sliding window of frames to θ and remember nothing else
     off      never
-    burst    adapting ──K updates──▶ settling ──baseline measured──▶ frozen ──drift high for long──▶ waking
-                ▲                                                                                      │
-                └────────────── no snapshot fits ◀───────────────────────▶ settling, if one does ──────┘
+    burst    adapting ──K updates──▶ settling ──baseline measured──▶ frozen ──drift other for long──▶ waking
+                ▲                                                                                       │
+                └────────────── no snapshot fits ◀────────────────────────▶ settling, if one does ──────┘
 
 `burst` learns a domain with K updates and freezes. While `settling` it waits until the drift meter has forgotten the
-frames before the freeze, then takes its drift as baseline d₀. `frozen`, it wakes after `patience_frames` frames with
-drift ≥ wake_ratio · d₀. Hysteresis: a frame at or below rest_ratio · d₀ sets that count to zero, one in between leaves
-it. The frame that wakes it starts a new batch; when that is gathered, a stored snapshot that fits it is restored, else
-another K updates are made, from the source model (`schedule_bank`).
+frames before the freeze, then takes its drift as baseline d₀. `frozen`, it wakes after `patience_frames` frames whose
+drift d is another: r = max(d/d₀, d₀/d) ≥ wake_ratio, d and d₀ not taken below min_drift. A drift that falls counts as
+well: what was learned in bad weather does not fit better weather (docs/RELIABILITY.md: waking upwards alone made
+`burst` worse than no adaptation). Hysteresis: a frame with r ≤ rest_ratio sets that count to zero, one in between
+leaves it. The frame that wakes it starts a new batch; when that is gathered, a stored snapshot that fits it is
+restored, else another K updates are made, from the source model (`schedule_bank`).
 
 A schedule is immutable and small, and says what it knows as plain numbers, for state files. See `Schedule`.
 """
@@ -154,10 +156,10 @@ class BurstSettings:
     Attributes:
         updates: K, steps of a burst.
         settle_frames: frames after a freeze before the baseline is taken; some times the drift meter's window.
-        wake_ratio: drift over baseline from which a frame counts towards waking.
-        rest_ratio: drift over baseline up to which a frame sets the count to zero; at most `wake_ratio`.
+        wake_ratio: r from which a frame counts towards waking.
+        rest_ratio: r up to which a frame sets the count to zero; at most `wake_ratio`.
         patience_frames: such frames that wake it.
-        min_drift: drift below which nothing wakes it, whatever the baseline.
+        min_drift: drift and baseline below it are taken for it: between small numbers nothing wakes it.
 
     Raises:
         UsageError: a number out of its range.
@@ -225,9 +227,10 @@ class Burst:
         return self._watch(drift)
 
     def _watch(self, drift: float) -> tuple[Self, Action]:
-        if drift <= self.settings.rest_ratio * self.baseline:
+        low, high = sorted(max(value, self.settings.min_drift) for value in (drift, self.baseline))
+        if high <= self.settings.rest_ratio * low:
             return replace(self, high_frames=0), Action.HOLD
-        if not (drift >= max(self.settings.wake_ratio * self.baseline, self.settings.min_drift)):
+        if not (high >= self.settings.wake_ratio * low):
             return self, Action.HOLD
         high_frames = self.high_frames + 1
         if high_frames < self.settings.patience_frames:
