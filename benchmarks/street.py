@@ -39,13 +39,12 @@ LEAST_FRAMES = 44  # three of four are 33, and calibration wants 32
 SEEN, EVERY = 40, 4
 SIDE = 160
 METHODS: dict[str, tuple[str, ...]] = {
+    "statistics": ("--rule", "statistics", "--norm-statistics", "mix:0.3"),
     "forward": ("--rule", "forward", "--norm-statistics", "source"),
-    "batch statistics": ("--rule", "sgd", "--learning-rate", "1e-12", "--norm-statistics", "mix:0.1"),
     "mgg": ("--rule", "mgg", "--norm-statistics", "source"),
-    "mgg and batch statistics": ("--rule", "mgg", "--norm-statistics", "mix:0.1"),
+    "mgg and statistics": ("--rule", "mgg", "--norm-statistics", "mix:0.3"),
 }
-CALIBRATED = ("mgg", "forward")  # a calibrated site's statistics are not what batch statistics look at
-LEARNED = {"mgg": "mgg", "mgg and batch statistics": "mgg", "forward": "forward-street"}
+LEARNED = {"mgg": "mgg", "mgg and statistics": "mgg", "forward": "forward-street"}
 
 
 class Shot:
@@ -138,7 +137,7 @@ def main() -> None:
         if not shot.name.startswith(arguments.shots or ""):
             continue
         bundle = bundle_of("mgg" if method == "frozen" else method, arguments.parts, folder, arguments.photographs)
-        for place in ("", "calibrated") if method in CALIBRATED else ("",):
+        for place in ("",) if method == "frozen" else ("", "calibrated"):
             kept = arguments.kept / f"street.{method}-{place}-{shot.name}.json".replace(" ", "_")
             if kept.exists() and kept.stat().st_mtime > bundle.stat().st_mtime:
                 continue

@@ -35,7 +35,7 @@ def export(
         Path | None, typer.Option(help="Directory of at least 32 clean images, or a glyph file.")
     ] = None,
     rule: Annotated[
-        str | None, typer.Option(help="mgg, mgg+, adam+, forward, adam or sgd; the file's by default, or mgg.")
+        str | None, typer.Option(help="mgg, mgg+, adam+, forward, statistics, adam, sgd; the file's, or mgg.")
     ] = None,
     mgg: Annotated[
         Path | None, typer.Option(help="Learned rule: what `mgg-edge train` wrote, or a released MGG (.pth).")

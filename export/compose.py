@@ -25,6 +25,7 @@ from mgg_edge.learn.packaged_weights import PACKAGED, packaged_weights
 from mgg_edge.learn.pictures import open_pictures
 from mgg_edge.learn.rules.base import UpdateRule
 from mgg_edge.learn.rules.files import LEARNED_RULES, RULES, load_rule, untrained_rule
+from mgg_edge.learn.rules.statistics import Statistics
 from mgg_edge.learn.statistics import MIN_SOURCE_IMAGES, SourceStatistics, measure_statistics
 from mgg_edge.learn.step import AdaptStep
 from mgg_edge.learn.training.rules import source_statistics
@@ -133,6 +134,10 @@ def _rule(request: ExportRequest, backbone: Backbone) -> tuple[UpdateRule, str]:
             )
         return rule, request.mgg.name
     name = request.rule or DEFAULT_RULE
+    if name == Statistics.name and backbone.statistics is None:
+        raise UsageError(
+            f"rule: '{name}' expected batch normalisation whose statistics move (--norm-statistics mix:0.3), found none"
+        )
     rule = untrained_rule(name, size, features, request.seed)
     if name not in LEARNED_RULES:
         return rule, ""

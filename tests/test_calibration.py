@@ -156,12 +156,12 @@ class TestGuards:
     def test_a_clean_shot_is_left_alone(self, packaged, sites):
         share, counters = changed(sites[0], shot(packaged[2], FEW, 320, 5))
         assert share <= 0.01
-        assert counters.rejected["calm"] > 10
+        assert counters.rejected["calm"] >= 10
 
     def test_another_shot_without_weather_makes_the_guard_abstain(self, packaged, sites):
         share, counters = changed(sites[0], shot(packaged[2], REST, 320, 6))
         assert share <= 0.03
-        assert counters.rejected["calm"] > 10
+        assert counters.rejected["calm"] >= 10
 
     def test_positive_control_without_the_guard_another_shot_is_harmed(self, packaged, sites, monkeypatch):
         monkeypatch.setattr(Stepper, "_check_calm", lambda *_: None)
@@ -176,15 +176,15 @@ class TestGuards:
     def test_weather_is_adapted_to_all_the_same(self, packaged, sites):
         frames = shot(packaged[2], FEW, 320, 7, "gaussian_noise@4")
         share, counters = changed(sites[0], frames)
-        assert counters.adapt_steps > 10
+        assert counters.adapt_steps >= 10
         assert share > 0.03
 
     def test_when_the_weather_clears_the_source_returns(self, packaged, sites):
         with Adapter.open(sites[0], threads=1) as adapter:
-            for frame in shot(packaged[2], FEW, 80, 7, "gaussian_noise@4"):
+            for frame in shot(packaged[2], FEW, 240, 7, "gaussian_noise@4"):
                 adapter(frame)
             assert adapter(shot(packaged[2], FEW, 1, 8)[0]).adapted
-            for frame in shot(packaged[2], FEW, 40, 9):
+            for frame in shot(packaged[2], FEW, 160, 9):
                 last = adapter(frame)
             assert not last.adapted
 

@@ -274,7 +274,7 @@ class TestFiles:
             load_rule(path, N, D)
 
     def test_names_are_the_documented_ones(self):
-        assert RULES == ("mgg", "mgg+", "adam+", "forward", "adam", "sgd")
+        assert RULES == ("mgg", "mgg+", "adam+", "forward", "adam", "sgd", "statistics")
 
 
 @pytest.mark.parametrize("name", ["mgg+", "adam+", "forward"])

@@ -24,6 +24,7 @@ from mgg_edge.learn.checkpoint import assign_weights
 from mgg_edge.learn.norm_layers import ADAPT_ALL, choose_norms, discover_norms
 from mgg_edge.learn.norm_statistics import (
     DEFAULT_NORM_STATISTICS,
+    Reference,
     StatisticsNorm,
     parse_norm_statistics,
     replace_batch_norms,
@@ -36,6 +37,8 @@ __all__ = ["NORM_STATISTICS", "Backbone", "BackboneOutput", "discover_norms"]
 
 PREFIX = "backbone."
 NORM_STATISTICS = "norm_statistics"
+# Constants beside them, as packed; `mgg_edge.runtime.adaptation.site_statistics` replaces the last two.
+SOURCE, CLEAN, STRENGTH = (f"{NORM_STATISTICS}.{name}" for name in ("source", "clean", "strength"))
 
 
 class BackboneOutput(NamedTuple):
@@ -188,7 +191,7 @@ class Backbone:
         return {"theta": self.theta(dtype), **moving}
 
     def constants(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """Every parameter and buffer that is no state, and the input scaling, by name."""
+        """Every parameter and buffer that is no state, the input scaling, and what moved statistics are measured by."""
         state = {*self.norms.names, *(self.statistics.names if self.statistics else ())}
         frozen = {f"{PREFIX}{name}": value for name, value in self._tensors().items() if name not in state}
         std = torch.tensor(self.preprocess.std, dtype=torch.float64)
@@ -196,8 +199,13 @@ class Backbone:
             "preprocess.scale": 1 / (255 * std),
             "preprocess.shift": -torch.tensor(self.preprocess.mean, dtype=torch.float64) / std,
         }
+        reference = {}
+        if self.statistics is not None:
+            source = self._pack(self.statistics)
+            reference = {SOURCE: source, CLEAN: source.clone(), STRENGTH: torch.ones(())}
         return {
-            name: value.to(dtype) if value.is_floating_point() else value for name, value in (scaling | frozen).items()
+            name: value.to(dtype) if value.is_floating_point() else value
+            for name, value in (scaling | frozen | reference).items()
         }
 
     def split(self, theta: Tensor) -> dict[str, Tensor]:
@@ -247,15 +255,16 @@ class Backbone:
         inputs = (frames.to(scale.dtype) * scale + shift).permute(0, 3, 1, 2)  # [B, 3, H, W]
         tensors = {name.removeprefix(PREFIX): value for name, value in constants.items() if name.startswith(PREFIX)}
         if self.statistics is not None:
-            source = self._pack(self.statistics).to(scale.dtype) if statistics is None else statistics
-            tensors |= _unpack(source, self.statistics)
+            tensors |= _unpack(constants[CLEAN] if statistics is None else statistics, self.statistics)
+            source, clean = (_unpack(constants[name], self.statistics) for name in (SOURCE, CLEAN))
+            self._moved.reference = Reference(source, clean, constants[STRENGTH])
         self._moved.weight, self._moved.tensors = weight, {}
         try:
             with collected(self.model, self.taps) as pooled:
                 logits = functional_call(self.model, {**tensors, **norms}, (inputs,), strict=True)
             moved = {**tensors, **self._moved.tensors}  # a layer that did not run moves nothing
         finally:
-            self._moved.weight, self._moved.tensors = 0.0, {}
+            self._moved.weight, self._moved.reference, self._moved.tensors = 0.0, None, {}
         features = torch.cat(pooled, dim=1)
         if self.statistics is None or not weight:
             return BackboneOutput(logits, features, {})

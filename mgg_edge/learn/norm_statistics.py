@@ -7,11 +7,20 @@ batch count: 0 keeps the source's, 1 takes the batch's alone, between them a mix
 batches fade as (1 − α)^t. An adaptation step normalises with the moved statistics and hands them on as state; inference
 normalises with the state, so that it needs no batch: one frame is enough, and it runs under the statistics the latest
 step was made with.
+
+Statistics are about content as much as about weather: those of one scene are not the source's even when all is well.
+So what a layer normalises with is the source's, changed as the scene's have changed since it was clean,
+
+    μ = μ_S + s (μ_t − μ_C),     σ² + ε = (σ²_S + ε) ((σ²_t + ε) / (σ²_C + ε))^s
+
+with the moved statistics μ_t, σ²_t, the clean scene's μ_C, σ²_C and a strength s. A clean scene is left alone whatever
+it shows. Before a calibration C is S and s is 1: μ = μ_t, σ² = σ²_t.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +31,7 @@ from mgg_edge.errors import UnsupportedError, UsageError
 __all__ = [
     "DEFAULT_NORM_STATISTICS",
     "MovedStatistics",
+    "Reference",
     "StatisticsNorm",
     "parse_norm_statistics",
     "replace_batch_norms",
@@ -47,16 +57,41 @@ def parse_norm_statistics(text: str) -> float:
     return weight
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What moved statistics are measured against.
+
+    Attributes:
+        source, clean: statistics by buffer name, of the source and of the clean scene.
+        strength: s f[].
+    """
+
+    source: Mapping[str, Tensor]
+    clean: Mapping[str, Tensor]
+    strength: Tensor
+
+    def align(self, name: str, mean: Tensor, variance: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+        """μ and σ² + ε of the layer `name` for its moved statistics."""
+        (source_mean, source_variance), (clean_mean, clean_variance) = (
+            (one[f"{name}.running_mean"], one[f"{name}.running_var"]) for one in (self.source, self.clean)
+        )
+        aligned = source_mean + self.strength * (mean - clean_mean)
+        change = (variance + epsilon).log() - (clean_variance + epsilon).log()
+        return aligned, (source_variance + epsilon) * (self.strength * change).exp()
+
+
 @dataclass
 class MovedStatistics:
     """What the layers of one model share during one call.
 
     Attributes:
         weight: α of this call; 0 leaves the statistics as they are.
+        reference: what they are measured against; None where nothing ever moves.
         tensors: moved statistics by buffer name, filled as the layers run.
     """
 
     weight: float = 0.0
+    reference: Reference | None = None
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -97,10 +132,14 @@ class StatisticsNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise f[B, C, ...]; moves the shared statistics if they have a weight in this call."""
         channels = [1, -1] + [1] * (x.ndim - 2)
-        mean, variance = self.running_mean, self.running_var
-        if self.moves and (weight := self._moved[0].weight):
-            mean, variance = self._move(x, mean, variance, weight)
-        inverse = torch.rsqrt(variance + self.epsilon)
+        mean, variance, shared = self.running_mean, self.running_var, self._moved[0]
+        if self.moves and shared.weight:
+            mean, variance = self._move(x, mean, variance, shared.weight)
+        if self.moves and shared.reference is not None:
+            mean, floored = shared.reference.align(self.name, mean, variance, self.epsilon)
+        else:
+            floored = variance + self.epsilon
+        inverse = torch.rsqrt(floored)
         scale = inverse if self.weight is None else inverse * self.weight
         shift = -mean * scale if self.bias is None else self.bias - mean * scale
         return self.act(self.drop(x * scale.reshape(channels) + shift.reshape(channels)))

@@ -111,6 +111,7 @@ class Adapter(AdapterFacts):
             engine,
             stepper,
             Watch.start(bundle, schedule, self.settings, gate, buffer),
+            reads=bundle.manifest.infer_state,
             budget=Budget(self.settings.budget_ms),
             journal=None if journal is None else journal.event,
         )

@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from mgg_edge.errors import MggEdgeError
@@ -48,6 +48,7 @@ class Learner:
         engine: opened with its adaptation graph; only `perform` uses it, but for inference under a given state.
         stepper: makes and checks steps with that engine.
         watch: what decides.
+        reads: names of the state tensors that inference reads.
         budget: how long a step may take.
         journal: told of every event, on the thread it happens on.
         clock: seconds, monotonic.
@@ -67,11 +68,12 @@ class Learner:
         stepper: Stepper,
         watch: Watch,
         *,
+        reads: Sequence[str] = ("theta",),
         budget: Budget | None = None,
         journal: Callable[[Event], None] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._source, self._engine, self._stepper = source, engine, stepper
+        self._source, self._engine, self._stepper, self._reads = source, engine, stepper, reads
         self._budget, self._journal, self._clock = budget or Budget(), journal, clock
         self._engine_version, self._logged = 0, set[str]()
         self._performing, self.lock = threading.Lock(), threading.RLock()
@@ -255,7 +257,7 @@ class Learner:
             self._tell("rest")
 
     def _publish(self, state: AdaptState, step: int) -> None:
-        adapted = state["theta"].tobytes() != self._source["theta"].tobytes()
+        adapted = any(state[name].tobytes() != self._source[name].tobytes() for name in self._reads)
         self.published = Published(state, step if adapted else 0, adapted, self.published.version + 1)
 
     def _reject(self, breach: Breach) -> None:

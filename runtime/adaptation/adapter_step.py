@@ -20,6 +20,7 @@ from mgg_edge.runtime.adaptation.guard_canary import CanarySet, check_canaries, 
 from mgg_edge.runtime.adaptation.guard_collapse import ClassWindow, check_collapse
 from mgg_edge.runtime.adaptation.schedule_bank import Snapshot, best_fit
 from mgg_edge.runtime.adaptation.schedule_drift import SourceStatistics
+from mgg_edge.runtime.adaptation.site_statistics import MOVING, with_clean_statistics
 from mgg_edge.runtime.bundle.bundle import Bundle
 from mgg_edge.runtime.engines.engine import Diagnostics, Engine
 from mgg_edge.state import AdaptState
@@ -65,7 +66,9 @@ class Stepper:
     def __init__(self, bundle: Bundle, engine: Engine, settings: AdapterSettings) -> None:
         self._engine, self._settings, self._source = engine, settings, bundle.initial_state
         self._batch = bundle.manifest.infer_batch
-        self._site, self._of_source = bundle.manifest.site, bundle.manifest.rule.schedule == "window"
+        self._site = bundle.manifest.site
+        # The logits a step reports are the source model's where it takes no gradient and moves no statistics.
+        self._of_source = bundle.manifest.rule.schedule == "window" and MOVING not in bundle.initial_state
         self.limits = settings.limits or default_limits(bundle.manifest.rule, bundle.initial_state)
         self.canaries = _first_canaries(bundle, settings)
         self.verifies_all = self._site is not None
@@ -114,7 +117,9 @@ class Stepper:
         if site is None:
             return None
         # A step reports the logits of the state it started from; those of a rule without a gradient are the source's.
-        is_source = self._of_source or np.array_equal(previous["theta"], self._source["theta"])
+        is_source = self._of_source or (
+            MOVING not in self._source and np.array_equal(previous["theta"], self._source["theta"])
+        )
         found = logits if is_source else self._infer(batch.frames, self._source)
         if float(entropies(found).mean()) <= site.clean_entropy:
             return Breach(BreachCode.CALM, "the source model is as sure of these frames as of the site's clean ones")
@@ -128,7 +133,7 @@ class Stepper:
             newest = batch.frames[-1:]
             self.canaries = self.canaries.offer(newest[0], self._infer(newest, self._source)[0])
         if self.canaries.can_judge:
-            found = self._infer(np.stack(self.canaries.frames), candidate)
+            found = self._infer(np.stack(self.canaries.frames), with_clean_statistics(candidate, self._source))
             if breach := check_canaries(self.canaries, found):
                 return breach, False
         if window.is_suspicious and (

@@ -7,6 +7,7 @@ other pictures every clean frame of it looks like bad weather. So the site's own
     Δ_clean(M)      the largest discrepancy of M of them in a row: what content alone can do here
     clean_entropy   the largest mean entropy of B of them in a row: how unsure the source model is without weather
     canaries        some of them; a candidate under which too many change class is refused
+    μ_C, σ²_C       of batch normalisation, where its statistics move (`site_statistics`)
 
 The report needs no labels: calibration pictures are corrupted, and the frozen model's predictions of the clean ones
 are the truth, for the frozen model and for an adapter as a run would use it.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from mgg_edge.runtime.adaptation.adapter import Adapter
 from mgg_edge.runtime.adaptation.adapter_inference import infer_all
 from mgg_edge.runtime.adaptation.gate_thumbnail import difference_levels, thumbnail
 from mgg_edge.runtime.adaptation.guard_canary import entropies
+from mgg_edge.runtime.adaptation.site_statistics import with_site_statistics
 from mgg_edge.runtime.bundle.bundle import Bundle
 from mgg_edge.runtime.engines.engine import Engine, open_engine
 from mgg_edge.runtime.preprocess import fit
@@ -168,14 +170,15 @@ def calibrate(
         engine.close()
     kept = np.linspace(0, len(frames) - 1, CANARIES).astype(int)
     canaries, classes = frames[kept], tuple(measured.classes[kept].tolist())
+    bundle = with_site_statistics(bundle, frames, ENGINE, threads)
     site = SiteInfo(bundle.id, source.name, len(frames), classes, measured.clean_entropy, 0.0, "adapt", ())
     with tempfile.TemporaryDirectory() as scratch:
         draft = Path(scratch) / "draft.mgg"
-        _write(bundle, draft, measured, canaries, site, theta=None)
+        _write(bundle, draft, measured, canaries, site, {})
         rows, changed = _report(draft, frames, measured.classes, threads, progress)
-        theta = _self_test_theta(draft, threads)
+        recorded = _first_step(draft, threads)
         found = dataclasses.replace(site, rows=rows, clean_changed=changed, verdict=judge(rows, changed))
-        _write(bundle, out, measured, canaries, found, theta)
+        _write(bundle, out, measured, canaries, found, recorded)
     return found
 
 
@@ -203,13 +206,14 @@ def _agreement(
     return float(np.mean(np.array(found) == truth))
 
 
-def _self_test_theta(draft: Path, threads: int | None) -> npt.NDArray[np.float32]:
-    """θ after a step on the self-test's frames: it depends on the statistics."""
+def _first_step(draft: Path, threads: int | None) -> dict[str, npt.NDArray[np.float32]]:
+    """Logits and θ of a step on the self-test's frames: they depend on the statistics."""
     bundle = Bundle.load(draft)
     engine = open_engine(bundle, ENGINE, threads=threads)
     try:
-        engine.adapt(bundle.self_test["frames"][: bundle.manifest.adapt_batch].astype(np.uint8))
-        return engine.candidate["theta"].astype(np.float32)
+        logits, _ = engine.adapt(bundle.self_test["frames"][: bundle.manifest.adapt_batch].astype(np.uint8))
+        theta = engine.candidate["theta"].astype(np.float32)
+        return {"adapt.logits": logits.astype(np.float32), "adapt.theta": theta}
     finally:
         engine.close()
 
@@ -220,7 +224,7 @@ def _write(
     measured: Measured,
     canaries: Frames,
     site: SiteInfo,
-    theta: npt.NDArray[np.float32] | None,
+    recorded: Mapping[str, npt.NDArray[np.float32]],
 ) -> None:
     manifest, members, _ = read_container(bundle.path)
     statistics = {
@@ -228,9 +232,10 @@ def _write(
         "statistics.std": measured.std,
         "statistics.clean_discrepancy": measured.clean_discrepancy,
     }
-    self_test = {**bundle.self_test, "canaries": canaries}
-    if theta is not None:
-        self_test["adapt.theta"] = theta
+    self_test = {**bundle.self_test, **recorded, "canaries": canaries}
+    members["state.safetensors"] = safetensors.numpy.save(
+        {name: np.array(array, order="C") for name, array in bundle.initial_state.items()}
+    )
     members["weights.safetensors"] = safetensors.numpy.save(
         {name: np.array(array, order="C") for name, array in {**bundle.weights, **statistics}.items()}
     )

@@ -165,7 +165,7 @@ class BurstSettings:
         UsageError: a number out of its range.
     """
 
-    updates: int = 25
+    updates: int = 10
     settle_frames: int = 96
     wake_ratio: float = 1.25
     rest_ratio: float = 1.1

@@ -32,6 +32,7 @@ from mgg_edge.learn.rules.forward import Forward
 from mgg_edge.learn.rules.mgg import FORMAT as MGG_FORMAT
 from mgg_edge.learn.rules.mgg import MGG
 from mgg_edge.learn.rules.plus import Plus
+from mgg_edge.learn.rules.statistics import Statistics
 
 __all__ = ["LEARNED_RULES", "RULES", "load_rule", "make_rule", "save_rule", "untrained_rule"]
 
@@ -43,6 +44,7 @@ _MAKE: dict[str, Callable[..., UpdateRule]] = {
     "forward": Forward,
     "adam": Adam,
     "sgd": Sgd,
+    "statistics": Statistics,
 }
 RULES = tuple(_MAKE)
 LEARNED_RULES = ("mgg", "mgg+", "adam+", "forward")

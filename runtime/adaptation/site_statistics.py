@@ -1,0 +1,57 @@
+"""Statistics of batch normalisation of a clean scene, for bundles in which they move.
+
+A layer normalises with the source's statistics, changed as the scene's have changed since it was clean (the rule is in
+`mgg_edge.learn.norm_statistics`). At strength 0 it normalises with the source's whatever moves: so adaptation steps on
+clean pictures measure the scene's statistics as they are under the source model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mgg_edge.runtime.bundle.bundle import Bundle
+from mgg_edge.runtime.engines.engine import open_engine
+from mgg_edge.state import AdaptState
+
+__all__ = ["CLEAN", "MOVING", "STRENGTH", "with_clean_statistics", "with_site_statistics"]
+
+# As in `mgg_edge.learn.backbone`, which the run time must not import; a test holds the two together.
+MOVING = "norm_statistics"
+CLEAN, STRENGTH = f"{MOVING}.clean", f"{MOVING}.strength"
+STEPS = 48  # what was there at the start is forgotten: (1 − α)^48 < 1 % from α = 0.1 on
+
+
+def with_site_statistics(bundle: Bundle, frames: npt.NDArray[np.uint8], engine: str, threads: int | None) -> Bundle:
+    """The bundle with the statistics of clean pictures u8[n, H, W, 3], n ≥ B, as reference and as initial state.
+
+    A bundle in which none move is returned as it is.
+
+    Raises:
+        EngineError: the engine cannot run the adaptation graph.
+    """
+    if CLEAN not in bundle.weights:
+        return bundle
+    still = dataclasses.replace(bundle, weights={**bundle.weights, STRENGTH: np.zeros((), np.float32)})
+    opened: Any = open_engine(still, engine, threads=threads)
+    try:
+        rng, batch = np.random.default_rng(0), bundle.manifest.adapt_batch
+        for _ in range(STEPS):
+            opened.adapt(frames[np.sort(rng.choice(len(frames), batch, replace=False))])
+            opened.commit()
+        clean = opened.state()[MOVING].astype(np.float32)
+    finally:
+        opened.close()
+    return dataclasses.replace(
+        bundle,
+        weights={**bundle.weights, CLEAN: clean},
+        initial_state=AdaptState({**bundle.initial_state, MOVING: clean}),
+    )
+
+
+def with_clean_statistics(state: AdaptState, source: AdaptState) -> AdaptState:
+    """A state with the statistics that the source's has: clean pictures are to be judged under clean statistics."""
+    return AdaptState({**state, MOVING: source[MOVING]}) if MOVING in source else state
