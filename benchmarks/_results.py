@@ -126,22 +126,32 @@ def stream_table(folder: Path) -> str:
 
 
 def street_tables(folder: Path) -> str:
-    """Films in weather: by method and severity, and by kind."""
+    """Films in weather: each method against the frozen model on the same shots, by severity and by kind."""
     parts = [json.loads(path.read_text()) for path in sorted(folder.glob("street.*.json"))]
+    frozen = {part["shot"]: part for part in parts if part["method"] == "frozen"}
     rows: dict[str, list[dict[str, Any]]] = {}
     for part in parts:
-        rows.setdefault(", ".join(filter(None, (part["method"], part["place"]))), []).append(part)
+        if part["shot"] in frozen:
+            rows.setdefault(", ".join(filter(None, (part["method"], part["place"]))), []).append(part)
     names = sorted(rows, key=lambda name: (name != "frozen", "calibrated" in name, name))
-    lines = ["| method | clean | severity 1 | 2 | 3 | 4 | 5 | mean | verdicts |", "|---" * 9 + "|"]
+
+    def kinds(part: dict[str, Any]) -> np.ndarray:
+        return np.array(list(part["kinds"].values()))  # [kinds, severities]
+
+    lines = ["| method | shots | clean | severity 1 | 2 | 3 | 4 | 5 | mean | frozen there | verdicts |", "|---" * 11 + "|"]
+    gains = {}
     for name in names:
-        found = np.array([list(part["kinds"].values()) for part in rows[name]])  # [shots, kinds, severities]
-        clean = np.mean([part["clean"] for part in rows[name]])
-        numbers = [clean, *found.mean((0, 1)), found.mean()]
-        verdicts = [part["verdict"] for part in rows[name]]
-        said = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in sorted(set(verdicts)) if verdict)
-        lines.append(f"| {name} | " + " | ".join(f"{100 * number:.1f}" for number in numbers) + f" | {said} |")
+        found = np.stack([kinds(part) for part in rows[name]])
+        base = np.stack([kinds(frozen[part["shot"]]) for part in rows[name]])
+        gains[name] = (found - base).mean((0, 2))
+        numbers = [np.mean([part["clean"] for part in rows[name]]), *found.mean((0, 1)), found.mean(), base.mean()]
+        verdicts = [part["verdict"] for part in rows[name] if part["verdict"]]
+        said = ", ".join(f"{verdicts.count(verdict)} × {verdict}" for verdict in sorted(set(verdicts)))
+        cells = " | ".join(f"{100 * number:.1f}" for number in numbers)
+        lines.append(f"| {name} | {len(rows[name])} | {cells} | {said} |")
     lines += ["", "| kind | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for kind in parts[0]["kinds"] if parts else ():
-        means = [np.mean([part["kinds"][kind] for part in rows[name]]) for name in names]
-        lines.append(f"| {kind} | " + " | ".join(f"{100 * mean:.1f}" for mean in means) + " |")
+    for index, kind in enumerate(parts[0]["kinds"]) if parts else ():
+        base = np.mean([kinds(part)[index] for part in frozen.values()])
+        cells = [f"{100 * base:.1f}", *(f"{100 * gains[name][index]:+.1f}" for name in names[1:])]
+        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
