@@ -138,7 +138,8 @@ def street_tables(folder: Path) -> str:
     def kinds(part: dict[str, Any]) -> np.ndarray:
         return np.array(list(part["kinds"].values()))  # [kinds, severities]
 
-    lines = ["| method | shots | clean | severity 1 | 2 | 3 | 4 | 5 | mean | frozen there | verdicts |", "|---" * 11 + "|"]
+    heads = "method | shots | clean | severity 1 | 2 | 3 | 4 | 5 | mean | frozen there | verdicts"
+    lines = [f"| {heads} |", "|---" * 11 + "|"]
     gains = {}
     for name in names:
         found = np.stack([kinds(part) for part in rows[name]])
