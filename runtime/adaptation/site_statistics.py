@@ -8,7 +8,6 @@ clean pictures measure the scene's statistics as they are under the source model
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +35,7 @@ def with_site_statistics(bundle: Bundle, frames: npt.NDArray[np.uint8], engine: 
     if CLEAN not in bundle.weights:
         return bundle
     still = dataclasses.replace(bundle, weights={**bundle.weights, STRENGTH: np.zeros((), np.float32)})
-    opened: Any = open_engine(still, engine, threads=threads)
+    opened = open_engine(still, engine, threads=threads)
     try:
         rng, batch = np.random.default_rng(0), bundle.manifest.adapt_batch
         for _ in range(STEPS):

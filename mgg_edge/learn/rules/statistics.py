@@ -38,8 +38,8 @@ class Statistics(UpdateRule):
     def step(
         self, theta: Tensor, evidence: Evidence, state: StatisticsState, source: SourceNumbers, rate: Tensor  # noqa: ARG002
     ) -> Proposal:  # fmt: skip
-        """θ₀, and one batch more."""
-        return Proposal(source.theta + 0 * theta, torch.zeros_like(theta), StatisticsState(state.step + 1))
+        """θ as it is, and one batch more."""
+        return Proposal(theta, torch.zeros_like(theta), StatisticsState(state.step + 1))
 
     def largest_update(self, rate: float) -> float:  # noqa: ARG002
         """None at all."""
