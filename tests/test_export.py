@@ -65,6 +65,10 @@ def info(engine=1e-5, torch_float32=1e-5, logits_max=1e-5, torch_logits_max=1e-5
 def test_parity_bounds(caplog):
     check_parity(info(engine=2e-5))
     check_parity(info(engine=7e-6, torch_float32=0.0))  # ordinary rounding
+    check_parity(info(engine=1.9e-3, torch_float32=2e-4))  # parted trajectories
+    for strayed in (info(engine=2.1e-3, torch_float32=2e-4), info(engine=2.1e-4, torch_float32=1e-4)):
+        with pytest.raises(ParityError, match="after 5 steps the update"):
+            check_parity(strayed)
     for strayed in (info(engine=2.1e-5), info(engine=float("nan")), info(engine=8e-6, torch_float32=0.0)):
         with pytest.raises(ParityError, match="after 5 steps the update"):
             check_parity(strayed)
