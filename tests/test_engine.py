@@ -17,6 +17,7 @@ import toy
 from mgg_edge.errors import EngineError, MissingDependencyError, StateError, UsageError
 from mgg_edge.runtime import Bundle, Engine, open_engine
 from mgg_edge.runtime.bundle.graphs import embed_weights
+from mgg_edge.runtime.engines import onnxruntime_engine
 from mgg_edge.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mgg_edge.state import AdaptState
 
@@ -323,7 +324,8 @@ class TestRefusals:
 class TestWeights:
     """One copy in memory, however many sessions; no file is opened for them."""
 
-    def test_sessions_read_the_bundle_s_memory(self, tmp_path: Path):
+    def test_sessions_read_the_bundle_s_memory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(onnxruntime_engine, "LEAST_SHARED_SCALARS", 1)  # small weights are copied
         bundle = Bundle.load(toy.write_bundle(tmp_path / "own.mgg"))
         engine = OnnxRuntimeEngine(bundle, threads=1)
         before, _ = engine.adapt(toy.frames(toy.BATCH))

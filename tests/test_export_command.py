@@ -166,7 +166,7 @@ def test_vision_transformer_adapts_on_a_real_video(tmp_path, capsys):
     assert summary["adapt_rejected"] == 0
     assert all(np.isfinite([line["probability"], line["entropy"]]).all() for line in frames)
     assert frames[-1]["adapted"] is True
-    assert frames[-1]["step"] in (summary["adapt_steps"], summary["adapt_steps"] - 1)
+    assert 1 <= frames[-1]["step"] <= summary["adapt_steps"]  # a new burst begins at the source
     with av.open(str(saved)) as container:
         assert sum(1 for _ in container.decode(video=0)) == 250
 
