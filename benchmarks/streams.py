@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _export import export_if_stale
 from _results import stream_table
 
-from mgg_edge.cli.main import main as mgg_edge
 from mgg_edge.runtime import Adapter
 from mgg_edge.scenes.glyphs import load_glyphs
 from mgg_edge.scenes.sources import GlyphSource
@@ -55,18 +55,12 @@ class Few(GlyphSource):
 
 def bundle_of(rule: str, parts: Path, folder: Path) -> Path:
     """The rule's bundle, exported if it is not there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    out, learned = folder / f"{rule}.mgg", parts / f"{rule}.safetensors"
-    if not out.exists() or (learned.exists() and learned.stat().st_mtime > out.stat().st_mtime):
-        own = ["--mgg", learned] if learned.exists() else ["--rule", rule, "--learning-rate", RATES[rule]]
-        words = ["--backbone", "mgg_reader_32", "--weights", parts / "reader.safetensors", "--batch", BATCH, *own]
-        words += ["--source-data", parts / "glyphs.safetensors", "--parity-steps", 1, "--out", out, "--json"]
-        try:
-            mgg_edge(["export", *map(str, words)])
-        except SystemExit as ended:
-            if ended.code:
-                raise
-    return out
+    learned = parts / f"{rule}.safetensors"
+    words = ["--backbone", "mgg_reader_32", "--weights", parts / "reader.safetensors", "--batch", BATCH]
+    words += ["--source-data", parts / "glyphs.safetensors"]
+    if learned.exists():
+        return export_if_stale(folder / f"{rule}.mgg", words, learned)
+    return export_if_stale(folder / f"{rule}.mgg", [*words, "--rule", rule, "--learning-rate", RATES[rule]], None)
 
 
 def run(bundle: Path, stream: Stream, adapt: str) -> tuple[np.ndarray, int]:

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _export import export_if_stale
 from _results import street_tables
 
-from mgg_edge.cli.main import main as mgg_edge
 from mgg_edge.errors import UsageError
 from mgg_edge.runtime import Adapter
 from mgg_edge.runtime.adaptation.calibration import calibrate
@@ -83,18 +83,10 @@ def shots_of(path: Path) -> list[Shot]:
 
 def bundle_of(method: str, parts: Path, folder: Path, photographs: Path) -> Path:
     """The method's bundle, exported if it is not there."""
-    out = folder / f"street-{method.replace(' ', '-')}.mgg"
     words = ["--backbone", "efficientnet_lite0", "--weights", "package", "--image-size", SIDE, *METHODS[method]]
-    learned = parts / f"{LEARNED.get(method, 'none')}.safetensors"
-    words += ["--mgg", learned] if method in LEARNED else []
-    if not out.exists() or (method in LEARNED and learned.stat().st_mtime > out.stat().st_mtime):
-        words += ["--source-data", photographs, "--batch", 8, "--parity-steps", 1, "--out", out, "--json"]
-        try:
-            mgg_edge(["export", *map(str, words)])
-        except SystemExit as ended:
-            if ended.code:
-                raise
-    return out
+    words += ["--source-data", photographs, "--batch", 8]
+    learned = parts / f"{LEARNED[method]}.safetensors" if method in LEARNED else None
+    return export_if_stale(folder / f"street-{method.replace(' ', '-')}.mgg", words, learned)
 
 
 def run(bundle: Path, pictures: np.ndarray, adapt: str) -> tuple[np.ndarray, int]:
@@ -131,7 +123,6 @@ def main() -> None:
     if not arguments.photographs.is_dir():
         raise UsageError(f"{arguments.photographs}: expected a folder of photographs; run scripts/build_photographs")
     folder = arguments.kept / "bundles"
-    folder.mkdir(parents=True, exist_ok=True)
     shots = [shot for film in FILMS for shot in shots_of(Path(os.environ["MGG_EDGE_VIDEOS"]) / film)]
     for shot, method in itertools.product(shots, arguments.only.split(",")):
         if not shot.name.startswith(arguments.shots or ""):

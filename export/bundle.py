@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from mgg_edge.container import describe_members, write_container
 from mgg_edge.errors import UnsupportedError, UsageError
 from mgg_edge.export.graph_builder import OPSET, REVERSED
 from mgg_edge.export.graphs import build_graphs
-from mgg_edge.export.parity import REPORTED_STEPS, check_parity, measure_half, measure_parity
+from mgg_edge.export.half_precision import HalfGraph
+from mgg_edge.export.parity import REPORTED_STEPS, Parity, check_parity, measure_parity
 from mgg_edge.export.tensorrt_lint import lint_tensorrt
 from mgg_edge.files import output_target
 from mgg_edge.learn.images import synthetic_frames
@@ -30,7 +31,6 @@ from mgg_edge.manifest import (
     BackboneInfo,
     Manifest,
     ObjectiveInfo,
-    ParityInfo,
     RuleInfo,
     StatisticsInfo,
 )
@@ -117,12 +117,8 @@ def export_bundle(
     manifest = _manifest(step, labels, origins, infer_batch, adapt_batch).replace(
         members=describe_members(members), precision=precision
     )
-    parity = _check(step, manifest, members, folder, parity_steps, progress)
-    if half is not None:
-        batches = _batches(step, adapt_batch, parity_steps)
-        stray = measure_half(step, half, precision, batches, lambda done: progress(precision, done, parity_steps))
-        manifest = manifest.replace(half_parity=stray)
-    manifest = manifest.replace(parity=parity)
+    parity = _check(step, manifest, members, folder, parity_steps, progress, half)
+    manifest = manifest.replace(parity=parity.info, half_parity=parity.half)
     write_container(path, manifest, members)
     return manifest
 
@@ -211,26 +207,28 @@ def _manifest(step: AdaptStep, labels: Sequence[str], origins: Origins, infer_ba
 
 
 def _check(
-    step: AdaptStep, manifest: Manifest, members: Mapping[str, bytes], folder: Path, steps: int, progress: Progress
-) -> ParityInfo:
+    step: AdaptStep,
+    manifest: Manifest,
+    members: Mapping[str, bytes],
+    folder: Path,
+    steps: int,
+    progress: Progress,
+    half: HalfGraph | None,
+) -> Parity:
     """Parity of the bundle as the device would open it: written, read back, verified, spliced, run."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".mgg-edge-") as scratch:
         draft = Path(scratch) / "draft.mgg"
         write_container(draft, manifest, members)
         engine = OnnxRuntimeEngine(Bundle.load(draft))
     try:
-        batches = _batches(step, manifest.adapt_batch, steps)
+        batches = (_frames(step, manifest.adapt_batch, PARITY_SEED + index) for index in range(steps))
         parity = measure_parity(
-            step, engine, batches, manifest.infer_batch, lambda done: progress("parity", done, steps)
+            step, engine, batches, manifest.infer_batch, lambda done: progress("parity", done, steps), half
         )
     finally:
         engine.close()
     check_parity(parity)
-    return parity.info
-
-
-def _batches(step: AdaptStep, size: int, steps: int) -> Iterator[Tensor]:
-    return (_frames(step, size, PARITY_SEED + index) for index in range(steps))
+    return parity
 
 
 def _frames(step: AdaptStep, count: int, seed: int) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mgg_edge.container import LOWERINGS, graph_name
-from mgg_edge.export.half_precision import HALF_TYPES, choose_loss_scale, halve
+from mgg_edge.export.half_precision import HALF_TYPES, HalfGraph, choose_loss_scale, halve
 from mgg_edge.export.lower import lower
 from mgg_edge.export.trace import TracedGraph, trace
 from mgg_edge.learn.images import synthetic_frames
@@ -31,7 +31,7 @@ class Graphs(NamedTuple):
     """Attributes: models: both graphs in all lowerings, by member; half: the adapt graph in half precision, or None."""
 
     models: dict[str, onnx.ModelProto]
-    half: TracedGraph | None
+    half: HalfGraph | None
 
 
 def build_graphs(step: AdaptStep, infer_batch: int, adapt_batch: int, precision: str = "float32") -> Graphs:
@@ -56,7 +56,8 @@ def build_graphs(step: AdaptStep, infer_batch: int, adapt_batch: int, precision:
         for lowering, graphs in by_lowering.items()
         for name, graph in graphs.items()
     }
-    return Graphs(models, by_lowering["tensorrt"]["adapt"] if precision in HALF_TYPES else None)
+    half = HalfGraph(precision, by_lowering["tensorrt"]["adapt"]) if precision in HALF_TYPES else None
+    return Graphs(models, half)
 
 
 def _halved(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from mgg_edge.export.trace import TracedGraph
 
-__all__ = ["HALF_TYPES", "choose_loss_scale", "halve", "products"]
+__all__ = ["HALF_TYPES", "HalfGraph", "choose_loss_scale", "halve", "products"]
 
 HALF_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 LED_TO = ("logits", "features", "gradient_norm")
@@ -39,6 +39,13 @@ _PRODUCTS = {
     _aten.convolution.default,
     _aten.convolution_backward.default,
 }
+
+
+class HalfGraph(NamedTuple):
+    """The adapt graph with products in half precision. Attributes: precision: such as `float16`; traced: the graph."""
+
+    precision: str
+    traced: TracedGraph
 
 
 def products(traced: TracedGraph, led_to: Collection[str] = LED_TO) -> list[fx.Node]:

@@ -29,13 +29,14 @@ import torch
 from torch import Tensor
 
 from mgg_edge.errors import ParityError
+from mgg_edge.export.half_precision import HalfGraph
 from mgg_edge.export.trace import TracedGraph
 from mgg_edge.learn.backbone import NORM_STATISTICS
 from mgg_edge.learn.step import AdaptStep
 from mgg_edge.manifest import ParityInfo, ParityRow
 from mgg_edge.runtime.engines.engine import Engine
 
-__all__ = ["REPORTED_STEPS", "Parity", "check_parity", "measure_half", "measure_parity"]
+__all__ = ["REPORTED_STEPS", "Parity", "check_parity", "measure_parity"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +56,12 @@ class Parity(NamedTuple):
     Attributes:
         info: of the engine, for the manifest.
         torch_logits_max: largest logit difference of PyTorch float32 from float64.
+        half: of the graph in half precision, PyTorch computing its operators; None without one.
     """
 
     info: ParityInfo
     torch_logits_max: float
+    half: ParityInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,9 @@ def measure_parity(
     batches: Iterable[Tensor],
     infer_batch: int,
     progress: Callable[[int], None] = lambda _step: None,
+    half: HalfGraph | None = None,
 ) -> Parity:
-    """Run the three implementations over the same batches.
+    """Run the three implementations, and the graph in half precision, over the same batches.
 
     Args:
         step: the step in PyTorch.
@@ -85,20 +89,35 @@ def measure_parity(
         batches: u8[B, H, W, 3] each; one adaptation step is made on each.
         infer_batch: frames per inference call of the engine, at most B.
         progress: called with the number of steps made.
+        half: the adapt graph in half precision, or None.
+
+    Raises:
+        ParityError: a value of the graph in half precision is not finite: it would never adapt.
     """
     reference, single = _TorchRunner(step, torch.float64), _TorchRunner(step, torch.float32)
+    halved = None if half is None else _TracedRunner(step, half.traced)
     source = step.backbone.theta().double().numpy()
     rows: list[ParityRow] = []
-    worst, worst_single, count = 0.0, 0.0, 0
+    half_rows: list[ParityRow] = []
+    worst, worst_single, worst_half, count = 0.0, 0.0, 0.0, 0
     for count, frames in enumerate(batches, start=1):
         exact, float32, exported = reference(frames), single(frames), _run_engine(engine, frames, source)
         worst = max(worst, _inference_difference(step, engine, frames[:infer_batch])) if count == 1 else worst
-        worst = max(worst, float(np.abs(exported.logits - exact.logits).max()))
-        worst_single = max(worst_single, float(np.abs(float32.logits - exact.logits).max()))
+        worst = max(worst, _largest_difference(exported, exact))
+        worst_single = max(worst_single, _largest_difference(float32, exact))
         if count in REPORTED_STEPS:
             rows += _rows(count, exact, float32, exported)
+        if half is not None and halved is not None:
+            found = halved(frames)
+            _require_finite(found, half.precision, count)
+            worst_half = max(worst_half, _largest_difference(found, exact))
+            half_rows += _rows(count, exact, float32, found) if count in REPORTED_STEPS else []
         progress(count)
-    return Parity(ParityInfo(engine.name, count, worst, tuple(rows)), worst_single)
+    info = ParityInfo(engine.name, count, worst, tuple(rows))
+    if half is None:
+        return Parity(info, worst_single)
+    name = f"{half.precision} products, PyTorch {torch.__version__.partition('+')[0]}"
+    return Parity(info, worst_single, ParityInfo(name, count, worst_half, tuple(half_rows)))
 
 
 def check_parity(parity: Parity) -> None:
@@ -128,42 +147,6 @@ def check_parity(parity: Parity) -> None:
                 f"parity: after {row.step} steps the {row.quantity} of {info.engine} is {row.engine:.2e} from float64, "
                 f"expected at most {allowed:.2e} (PyTorch float32: {row.torch_float32:.2e})"
             )
-
-
-def measure_half(
-    step: AdaptStep,
-    half: TracedGraph,
-    precision: str,
-    batches: Iterable[Tensor],
-    progress: Callable[[int], None] = lambda _step: None,
-) -> ParityInfo:
-    """How far the adapt graph in half precision strays from float64, PyTorch computing its operators.
-
-    Args:
-        step: the step in PyTorch.
-        half: its adapt graph with products in half precision.
-        precision: for the report.
-        batches: u8[B, H, W, 3] each; one adaptation step is made on each.
-        progress: called with the number of steps made.
-
-    Raises:
-        ParityError: a value is not finite: such a graph would never adapt.
-    """
-    reference, single = _TorchRunner(step, torch.float64), _TorchRunner(step, torch.float32)
-    runner = _TracedRunner(step, half)
-    rows: list[ParityRow] = []
-    worst, count = 0.0, 0
-    for count, frames in enumerate(batches, start=1):
-        exact, float32, found = reference(frames), single(frames), runner(frames)
-        if not all(np.isfinite(part).all() for part in (found.logits, found.update, found.memory)):
-            raise ParityError(
-                f"precision: the step in {precision} is not finite after {count} steps; use float32 or bfloat16"
-            )
-        worst = max(worst, float(np.abs(found.logits - exact.logits).max()))
-        if count in REPORTED_STEPS:
-            rows += _rows(count, exact, float32, found)
-        progress(count)
-    return ParityInfo(f"{precision} products, PyTorch {torch.__version__.partition('+')[0]}", count, worst, tuple(rows))
 
 
 class _TracedRunner:
@@ -208,6 +191,18 @@ def _run_engine(engine: Engine, frames: Tensor, source: Array) -> _Snapshot:
     engine.commit()
     arrays = {name: np.asarray(value, np.float64) for name, value in engine.state().items()}
     return _Snapshot(logits, arrays["theta"] - source, _memory(arrays))
+
+
+def _largest_difference(found: _Snapshot, exact: _Snapshot) -> float:
+    """Of the logits."""
+    return float(np.abs(found.logits - exact.logits).max())
+
+
+def _require_finite(found: _Snapshot, precision: str, steps: int) -> None:
+    if not all(np.isfinite(part).all() for part in (found.logits, found.update, found.memory)):
+        raise ParityError(
+            f"precision: the step in {precision} is not finite after {steps} steps; use float32 or bfloat16"
+        )
 
 
 def _memory(state: Mapping[str, Array]) -> Array:

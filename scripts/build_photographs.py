@@ -48,17 +48,20 @@ def main() -> int:
 def _build(out: Path, archives: Path | None, count: int) -> dict[str, object]:
     if out.exists():
         raise UsageError(f"{out}: expected a folder that is not there yet")
-    with tempfile.TemporaryDirectory() as scratch:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         photographs, cut_outs = _gather(archives, Path(scratch))
-        out.mkdir(parents=True)
+        made = Path(scratch) / "pictures"  # nothing half-made appears at `out`
+        made.mkdir()
         hasher = hashlib.sha256()
         for number in track(range(count), "pictures", console=Console(stderr=True)):
             rng = np.random.default_rng(number)
             picture = _part(photographs[number % len(photographs)], rng)
             if number % 2:
                 _paste(picture, cut_outs[rng.integers(len(cut_outs))], rng)
-            picture.save(out / f"{number:05}.jpg", quality=QUALITY)
+            picture.save(made / f"{number:05}.jpg", quality=QUALITY)
             hasher.update(np.asarray(picture).tobytes())
+        made.rename(out)
     used = {"photographs": len(photographs), "cut_outs": len(cut_outs)}
     return {"out": str(out), "pictures": count, **used, "sha256": hasher.hexdigest()}
 

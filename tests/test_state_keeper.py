@@ -39,11 +39,11 @@ class TestKeeper:
     def test_the_next_run_goes_on(self, toy_bundle: Path, tmp_path: Path):
         with Adapter.open(toy_bundle, threads=1) as first:
             with keeper(first, tmp_path) as kept:
-                assert not kept.resumed
+                assert not first.resumed
                 run(first, 40)
             assert kept.saves == 1
         with Adapter.open(toy_bundle, threads=1) as second, keeper(second, tmp_path) as kept:
-            assert kept.resumed
+            assert second.resumed
             assert second.state().digest() == first.state().digest()
         assert kept.saves == 0, "nothing changed"
 
@@ -108,7 +108,7 @@ class TestKeeper:
         (tmp_path / "gate.0.mggstate").write_bytes(b"rubbish")
         with Adapter.open(toy_bundle, threads=1) as adapter, caplog.at_level(logging.WARNING):
             with keeper(adapter, tmp_path) as kept:
-                assert not kept.resumed
+                assert not adapter.resumed
                 run(adapter, 8)
             assert kept.saves == 1
         assert "the camera begins anew" in caplog.text

@@ -1,4 +1,4 @@
-"""From Debian packages of fonts to glyph masters: fetch, unpack, rasterise, drop what is unfit, name families.
+"""From unpacked packages of fonts (`debian`) to glyph masters: rasterise, drop what is unfit, name families.
 
 A face is kept if its package is in Debian's main archive (so its licence is free), FreeType opens it, its name does not
 call it symbols, Fraktur, outlines or the like, and it has all 36 characters, each with ink and no two alike.

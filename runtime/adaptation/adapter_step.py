@@ -66,9 +66,7 @@ class Stepper:
     def __init__(self, bundle: Bundle, engine: Engine, settings: AdapterSettings) -> None:
         self._engine, self._settings, self._source = engine, settings, bundle.initial_state
         self._batch = bundle.manifest.infer_batch
-        self._site = bundle.manifest.site
-        # The logits a step reports are the source model's where it takes no gradient and moves no statistics.
-        self._of_source = bundle.manifest.rule.schedule == "window" and MOVING not in bundle.initial_state
+        self._site, self._of_source = bundle.manifest.site, bundle.manifest.rule.schedule == "window"
         self.limits = settings.limits or default_limits(bundle.manifest.rule, bundle.initial_state)
         self.canaries = _first_canaries(bundle, settings)
         self.verifies_all = self._site is not None
@@ -116,10 +114,10 @@ class Stepper:
         site = self._site
         if site is None:
             return None
-        # A step reports the logits of the state it started from; those of a rule without a gradient are the source's.
-        is_source = self._of_source or (
-            MOVING not in self._source and np.array_equal(previous["theta"], self._source["theta"])
-        )
+        # A step reports the logits of the state it started from; those of a rule without a gradient are under θ₀. Where
+        # statistics move, they are under the moved ones, never the source's.
+        under_source = self._of_source or np.array_equal(previous["theta"], self._source["theta"])
+        is_source = under_source and MOVING not in self._source
         found = logits if is_source else self._infer(batch.frames, self._source)
         if float(entropies(found).mean()) <= site.clean_entropy:
             return Breach(BreachCode.CALM, "the source model is as sure of these frames as of the site's clean ones")

@@ -32,7 +32,6 @@ class StateKeeper:
 
     Attributes:
         saves, failures: saves made, and saves that failed.
-        resumed: whether there was a state to go on from.
 
     Raises:
         UsageError: an interval that is not above 0.
@@ -42,7 +41,7 @@ class StateKeeper:
         if not (interval_s > 0):
             raise UsageError(f"interval_s: expected a number above 0, found {interval_s}")
         self._adapter, self._store, self._interval_s = adapter, store, interval_s
-        self.saves, self.failures, self.resumed = 0, 0, False
+        self.saves, self.failures = 0, 0
         self._saved_version = -1
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="mgg-edge state", daemon=True)
@@ -60,7 +59,6 @@ class StateKeeper:
             checkpoint = self._load()
             if checkpoint is not None:
                 self._adapter.resume(checkpoint)
-                self.resumed = True
                 _logger.info(
                     "camera '%s': going on from step %d of an earlier run", self._store.camera, checkpoint.step
                 )
