@@ -14,16 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from _runs import changed, domains_stream, mean_run, run
 
-from mgg_edge.runtime import Adapter
-from mgg_edge.runtime.adaptation.adapter_settings import AdapterSettings
-from mgg_edge.scenes.domains import Domain, draw_domain
 from mgg_edge.scenes.glyphs import load_glyphs
 from mgg_edge.scenes.sources import GlyphSource
 from mgg_edge.scenes.streams import Stream, parse_course
@@ -34,46 +29,15 @@ HALF_HOUR_FRAMES = 25 * 60 * 30
 DOMAINS, DOMAIN_FRAMES, CLEAR_FRAMES = 10, 600, 300
 VARIANTS: dict[str, dict[str, float]] = {
     "default": {},
-    "10 updates": {"updates": 10},
-    "50 updates": {"updates": 50},
-    "wake at 1.1": {"wake_ratio": 1.1, "rest_ratio": 1.05},
-    "wake at 1.4": {"wake_ratio": 1.4},
-    "wake at 1.7": {"wake_ratio": 1.7},
-    "patience 8": {"patience_frames": 8},
-    "patience 72": {"patience_frames": 72},
-    "settle 32": {"settle_frames": 32},
+    "50 updates": {"burst.updates": 50},
+    "wake at 1.1": {"burst.wake_ratio": 1.1, "burst.rest_ratio": 1.05},
+    "wake at 1.4": {"burst.wake_ratio": 1.4},
+    "wake at 1.7": {"burst.wake_ratio": 1.7},
+    "patience 8": {"burst.patience_frames": 8},
+    "patience 72": {"burst.patience_frames": 72},
+    "settle 32": {"burst.settle_frames": 32},
     "no snapshots": {"snapshots": 0},
 }
-Frames = list[tuple[np.ndarray, np.ndarray]]
-
-
-def domains_stream(source: GlyphSource, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Random domains with clear weather between them."""
-    rng = np.random.default_rng(seed)
-    for _ in range(DOMAINS):
-        for domain, frames in ((Domain("clean", ()), CLEAR_FRAMES), (draw_domain(rng, 0.0), DOMAIN_FRAMES)):
-            labels = rng.choice(source.available, frames)
-            yield domain(source.draw(labels, rng), rng), labels
-
-
-def run(bundle: Path, stream: Frames, adapt: str, settings: AdapterSettings | None = None) -> dict[str, Any]:
-    """Online accuracy, milliseconds in steps, and counts."""
-    right = 0
-    with Adapter.open(bundle, adapt=adapt, threads=1, settings=settings) as adapter:
-        for frames, labels in stream:
-            right += sum(adapter(frame).index == label for frame, label in zip(frames, labels, strict=True))
-        counters, spent_ms = adapter.counters, sum(adapter.adapt_times_ms)
-    total = sum(len(labels) for _, labels in stream)
-    facts = {"steps": counters.adapt_steps, "wakes": counters.wakes, "restores": counters.restores}
-    return {"accuracy": right / total, "adapt_s": round(spent_ms / 1e3, 1), **facts}
-
-
-def variant(changes: dict[str, float]) -> AdapterSettings:
-    """Settings with one threshold changed."""
-    settings = AdapterSettings()
-    if "snapshots" in changes:
-        return replace(settings, snapshots=int(changes["snapshots"]))
-    return replace(settings, burst=replace(settings.burst, **changes))
 
 
 def print_table(title: str, frozen: float, rows: dict[str, dict[str, Any]], always: dict[str, Any]) -> None:
@@ -98,14 +62,11 @@ def main() -> None:
     found: dict[str, Any] = {}
 
     source = GlyphSource(glyphs.select("source-validation"))
-    streams = [list(domains_stream(source, seed)) for seed in (0, 1)]
+    streams = [list(domains_stream(source, seed, DOMAINS, DOMAIN_FRAMES, CLEAR_FRAMES)) for seed in (0, 1)]
     for rule in arguments.rules.split(","):
         bundle = arguments.bundles / f"{rule}.mgg"
-        means = []
-        for adapt, changes in (("off", {}), ("always", {}), *(("burst", changes) for changes in VARIANTS.values())):
-            rows = [run(bundle, stream, adapt, variant(changes)) for stream in streams]
-            means.append({key: round(float(np.mean([row[key] for row in rows])), 4) for key in rows[0]})
-        frozen, always, *others = means
+        runs = (("off", {}), ("always", {}), *(("burst", changes) for changes in VARIANTS.values()))
+        frozen, always, *others = (mean_run(bundle, streams, adapt, changed(changes)) for adapt, changes in runs)
         found[f"thresholds {rule}"] = {"frozen": frozen, "always": always, **dict(zip(VARIANTS, others, strict=True))}
         print_table(f"`{rule}`, thresholds", frozen["accuracy"], dict(zip(VARIANTS, others, strict=True)), always)
         arguments.out.write_text(json.dumps(found, indent=1))

@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -133,10 +134,11 @@ def main() -> None:
             if kept.exists() and kept.stat().st_mtime > bundle.stat().st_mtime:
                 continue
             started, used, verdict = time.monotonic(), bundle, ""
-            if place:
-                used = folder / f"street-site-{os.getpid()}.mgg"
-                verdict = calibrate(bundle, shot, used, threads=1).verdict
-            result = measure(used, shot, "off" if method == "frozen" else "auto")
+            with tempfile.TemporaryDirectory() as scratch:
+                if place:
+                    used = Path(scratch) / "site.mgg"
+                    verdict = calibrate(bundle, shot, used, threads=1).verdict
+                result = measure(used, shot, "off" if method == "frozen" else "auto")
             facts = {"method": method, "place": place, "shot": shot.name, "verdict": verdict, **result}
             kept.write_text(json.dumps(facts))
             means = f"clean {result['clean']:.3f}, kinds {np.mean(list(result['kinds'].values())):.3f}"
