@@ -503,6 +503,18 @@ class TestBurst:
         assert adapter.drift is not None
         assert adapter.drift < 0.3
 
+    def test_a_wake_infers_the_batch_once_for_each_state(self, loaded_toy: Bundle):
+        adapter = self.adapter(loaded_toy)
+        self.show(adapter, 1, 600)
+        engine, costs = adapter._engine, []
+        for frame in domain(2, 300):
+            before = engine.probes
+            adapter(frame)
+            costs.append(engine.probes - before - 1)
+        assert adapter.counters.wakes == 1
+        # the present state, which is the one snapshot there is, then the source, then the step's own forward pass
+        assert next(cost for cost in costs if cost) == 3 * toy.BATCH
+
     def test_a_covered_lens_does_not_wake_it(self, loaded_toy: Bundle):
         adapter = self.adapter(loaded_toy)
         self.show(adapter, 1, 400)

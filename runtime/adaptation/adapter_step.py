@@ -105,9 +105,10 @@ class Stepper:
         statistics: SourceStatistics,
     ) -> Snapshot | None:
         """The snapshot that fits frames u8[n,H,W,3], or None."""
-        drifts = [self.fit(frames, candidate.state, statistics) for candidate in candidates]
-        chosen = best_fit(drifts, candidates, self.fit(frames, present, statistics))
-        return None if chosen is None else candidates[chosen]
+        others = [candidate for candidate in candidates if candidate.state is not present]  # no better than itself
+        drifts = [self.fit(frames, candidate.state, statistics) for candidate in others]
+        chosen = best_fit(drifts, others, self.fit(frames, present, statistics))
+        return None if chosen is None else others[chosen]
 
     def _check_calm(self, batch: Batch, logits: Array, previous: AdaptState) -> Breach | None:
         """At a calibrated site: refuse to adapt to frames the source model is as sure of as of clean ones."""
