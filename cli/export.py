@@ -12,17 +12,9 @@ from typing import Annotated
 import typer
 
 from mgg_edge.cli.display import Stages, log_to_terminal, print_parity
-from mgg_edge.compat import StrEnum
+from mgg_edge.manifest import Precision
 
-__all__ = ["Precision", "export"]
-
-
-class Precision(StrEnum):
-    """Number formats of products."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
+__all__ = ["export"]
 
 
 def export(

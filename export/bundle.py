@@ -26,11 +26,11 @@ from mgg_edge.files import output_target
 from mgg_edge.learn.images import synthetic_frames
 from mgg_edge.learn.step import AdaptStep
 from mgg_edge.manifest import (
-    PRECISIONS,
     SCHEMA_VERSION,
     BackboneInfo,
     Manifest,
     ObjectiveInfo,
+    Precision,
     RuleInfo,
     StatisticsInfo,
 )
@@ -96,8 +96,8 @@ def export_bundle(
         SinkError: the file cannot be written.
         UsageError: a batch size, label count or precision that does not fit.
     """
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision: expected one of {', '.join(PRECISIONS)}, found '{precision}'")
+    if precision not in set(Precision):
+        raise UsageError(f"precision: expected one of {', '.join(Precision)}, found '{precision}'")
     if adapt_batch < 2 or infer_batch < 1 or parity_steps < 1:
         raise UsageError(
             f"export: expected adapt batch ≥ 2, infer batch ≥ 1 and parity steps ≥ 1, "

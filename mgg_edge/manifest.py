@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mgg_edge import schema
+from mgg_edge.compat import StrEnum
 from mgg_edge.errors import ManifestError, StateError
 from mgg_edge.norms import NormLayout, NormParameter
 from mgg_edge.state import TensorSpec
 
 __all__ = [
-    "PRECISIONS",
     "SCHEMA_VERSION",
     "VERDICTS",
     "BackboneInfo",
@@ -23,6 +23,7 @@ __all__ = [
     "ObjectiveInfo",
     "ParityInfo",
     "ParityRow",
+    "Precision",
     "PreprocessInfo",
     "RuleInfo",
     "SiteInfo",
@@ -32,7 +33,6 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
-PRECISIONS = ("float32", "float16", "bfloat16")
 RESIZE_RULES = ("shortest-side", "squash")
 DEFAULT_SCHEDULES = ("burst", "window")
 INTERPOLATIONS = ("bicubic", "bilinear")
@@ -52,6 +52,14 @@ MAX_EDGE_PIXELS = 4096
 MAX_BATCH = 1024
 MAX_CANARIES = 256
 VERDICTS = ("adapt", "burst only", "do not adapt")
+
+
+class Precision(StrEnum):
+    """Number formats of the large products in the graphs for GPUs."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -408,5 +416,5 @@ _CHECKS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "infer_batch": _between(1, MAX_BATCH),
     "adapt_batch": _between(2, MAX_BATCH),
     "opset": _between(17, 25),
-    "precision": _one_of(*PRECISIONS),
+    "precision": _one_of(*Precision),
 }
