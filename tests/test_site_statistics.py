@@ -120,8 +120,9 @@ def statistics_under_source(pictures):
 
 
 def test_a_clean_scene_is_measured_under_the_source_and_left_alone(bundle):
-    clean = scene(64)
-    site = with_site_statistics(bundle, clean, "cpu", 1)
+    clean, told = scene(64), []
+    site = with_site_statistics(bundle, clean, "cpu", 1, lambda *stage: told.append(stage))
+    assert told[-1] == ("clean statistics", len(told), len(told))
     np.testing.assert_allclose(site.weights[CLEAN], statistics_under_source(clean), rtol=0.1, atol=0.02)
     assert not np.allclose(site.weights[CLEAN], bundle.weights[CLEAN], rtol=0.1, atol=0.02)
     assert np.array_equal(site.initial_state[MOVING], site.weights[CLEAN])

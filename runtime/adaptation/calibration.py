@@ -170,7 +170,7 @@ def calibrate(
         engine.close()
     kept = np.linspace(0, len(frames) - 1, CANARIES).astype(int)
     canaries, classes = frames[kept], tuple(measured.classes[kept].tolist())
-    bundle = with_site_statistics(bundle, frames, ENGINE, threads)
+    bundle = with_site_statistics(bundle, frames, ENGINE, threads, progress)
     site = SiteInfo(bundle.id, source.name, len(frames), classes, measured.clean_entropy, 0.0, "adapt", ())
     with tempfile.TemporaryDirectory() as scratch:
         draft = Path(scratch) / "draft.mgg"

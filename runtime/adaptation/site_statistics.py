@@ -8,6 +8,7 @@ clean pictures measure the scene's statistics as they are under the source model
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,13 @@ CLEAN, STRENGTH = f"{MOVING}.clean", f"{MOVING}.strength"
 STEPS = 48  # what was there at the start is forgotten: (1 − α)^48 < 1 % from α = 0.1 on
 
 
-def with_site_statistics(bundle: Bundle, frames: npt.NDArray[np.uint8], engine: str, threads: int | None) -> Bundle:
+def with_site_statistics(
+    bundle: Bundle,
+    frames: npt.NDArray[np.uint8],
+    engine: str,
+    threads: int | None,
+    progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
+) -> Bundle:
     """The bundle with the statistics of clean pictures u8[n, H, W, 3], n ≥ B, as reference and as initial state.
 
     A bundle in which none move is returned as it is.
@@ -38,9 +45,10 @@ def with_site_statistics(bundle: Bundle, frames: npt.NDArray[np.uint8], engine: 
     opened = open_engine(still, engine, threads=threads)
     try:
         rng, batch = np.random.default_rng(0), bundle.manifest.adapt_batch
-        for _ in range(STEPS):
+        for number in range(STEPS):
             opened.adapt(frames[np.sort(rng.choice(len(frames), batch, replace=False))])
             opened.commit()
+            progress("clean statistics", number + 1, STEPS)
         clean = opened.state()[MOVING].astype(np.float32)
     finally:
         opened.close()
