@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,9 +58,12 @@ class TestCanaries:
         picture[:] = 9
         assert chosen.frames[0].max() == 0
 
-    @pytest.mark.parametrize(("kept", "passes"), [(4, True), (2, True), (1, False), (0, False)])
-    def test_half_must_keep_their_class(self, kept: int, passes: bool):
-        chosen = canaries(0, 1, 2, 3)
+    @pytest.mark.parametrize(
+        ("least", "kept", "passes"),
+        [(0.5, 4, True), (0.5, 2, True), (0.5, 1, False), (0.5, 0, False), (0.9, 4, True), (0.9, 3, False)],
+    )
+    def test_as_many_as_agreed_must_keep_their_class(self, least: float, kept: int, passes: bool):
+        chosen = replace(canaries(0, 1, 2, 3), settings=CanarySettings(min_agreement=least))
         found = np.stack([logits(index if index < kept else 4, 0.9) for index in range(4)])
         breach = check_canaries(chosen, found)
         assert (breach is None) is passes

@@ -41,7 +41,7 @@ class CanarySettings:
     per_class: int = 2
     min_probability: float = 0.9
     min_frames: int = 3
-    min_agreement: float = 0.5
+    min_agreement: float = 0.75
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
