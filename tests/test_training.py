@@ -33,6 +33,15 @@ from vit import small_backbone  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
+
+@pytest.fixture(autouse=True)
+def _few_weathers(monkeypatch):
+    """What is measured over many weathers, over a few: their number is accuracy, not behaviour."""
+    monkeypatch.setattr("mgg_edge.learn.training.rules.HELD_OUT_WEATHERS", 4)
+    for trainer in ("gradient", "statistics_map"):
+        monkeypatch.setattr(f"mgg_edge.learn.training.{trainer}.SCALE_DOMAINS", 64)  # as many as directions are wanted
+
+
 SMALL = GradientRecipe(horizon=2, max_windows=2, episodes=2, batches=(4,), aim_batch=6)
 
 
