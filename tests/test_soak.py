@@ -19,7 +19,7 @@ def test_memory_descriptors_and_threads_stay_as_they_are(toy_bundle: Path) -> No
 
 
 def test_control_a_leak_of_memory_is_found(toy_bundle: Path) -> None:
-    frames = 1600
+    frames = 800
     size = int(LIMIT_MIB * 2**20 * 4 / frames)  # twice what is allowed, over half of the run
 
     def leak() -> mmap.mmap:
