@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,26 @@ from mgg_edge.runtime import Adapter
 from mgg_edge.runtime.adaptation.adapter_settings import AdapterSettings
 from mgg_edge.scenes.domains import Domain, draw_domain
 from mgg_edge.scenes.sources import GlyphSource
+from mgg_edge.scenes.streams import Stream
 
 UNJUDGED = -1  # label of a frame whose prediction does not count
 Frames = Iterable[tuple[np.ndarray, np.ndarray]]
+
+
+def parser_of(doc: str | None, rules: str, out: str) -> argparse.ArgumentParser:
+    """Arguments of a benchmark that runs the reader's exported bundles."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", type=Path, default=Path(".cache/default"), help="glyphs")
+    parser.add_argument("--bundles", type=Path, default=Path(".cache/results/bundles"), help="those of `streams`")
+    parser.add_argument("--rules", default=rules, help="comma-separated")
+    parser.add_argument("--out", type=Path, default=Path(".cache/results") / out, help="figures")
+    return parser
+
+
+def labelled(stream: Stream) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Frames and labels of each batch."""
+    for batch in stream:
+        yield batch.frames, batch.labels
 
 
 def domains_stream(
@@ -29,17 +47,25 @@ def domains_stream(
             yield domain(source.draw(labels, rng), rng), labels
 
 
-def run(bundle: Path, stream: Frames, adapt: str, settings: AdapterSettings | None = None) -> dict[str, Any]:
-    """Online accuracy, seconds in steps, and counts."""
-    right = total = 0
+def read(
+    bundle: Path, stream: Frames, adapt: str, settings: AdapterSettings | None = None
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Which of the judged frames were read right, each as it comes, and what adaptation did: seconds and counts."""
+    right = []
     with Adapter.open(bundle, adapt=adapt, threads=1, settings=settings) as adapter:
         for frames, labels in stream:
-            right += sum(adapter(frame).index == label for frame, label in zip(frames, labels, strict=True))
-            total += int((labels != UNJUDGED).sum())
+            found = np.array([adapter(frame).index for frame in frames])
+            right.append((found == labels)[labels != UNJUDGED])
         counters, spent_ms = adapter.counters, sum(adapter.adapt_times_ms)
     facts = {"steps": counters.adapt_steps, "wakes": counters.wakes, "restores": counters.restores}
     facts |= {"rejected": counters.adapt_rejected, "rollbacks": sum(counters.rollbacks.values())}
-    return {"accuracy": right / total, "adapt_s": round(spent_ms / 1e3, 1), **facts}
+    return np.concatenate(right), {"adapt_s": round(spent_ms / 1e3, 1), **facts}
+
+
+def run(bundle: Path, stream: Frames, adapt: str, settings: AdapterSettings | None = None) -> dict[str, Any]:
+    """Online accuracy, seconds in steps, and counts."""
+    right, facts = read(bundle, stream, adapt, settings)
+    return {"accuracy": float(right.mean()), **facts}
 
 
 def mean_run(

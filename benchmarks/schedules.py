@@ -12,12 +12,10 @@ time spent in steps, guards included, over that of `always`; `gain` is the accur
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
 from typing import Any
 
-from _runs import changed, domains_stream, mean_run, run
+from _runs import changed, domains_stream, labelled, mean_run, parser_of, run
 
 from mgg_edge.scenes.glyphs import load_glyphs
 from mgg_edge.scenes.sources import GlyphSource
@@ -29,8 +27,13 @@ HALF_HOUR_FRAMES = 25 * 60 * 30
 DOMAINS, DOMAIN_FRAMES, CLEAR_FRAMES = 10, 600, 300
 VARIANTS: dict[str, dict[str, float]] = {
     "default": {},
+    "6 updates": {"burst.updates": 6},
+    "25 updates": {"burst.updates": 25},
     "50 updates": {"burst.updates": 50},
+    "6 updates, wake at 1.35": {"burst.updates": 6, "burst.wake_ratio": 1.35, "burst.rest_ratio": 1.14},
+    "8 updates, wake at 1.35": {"burst.updates": 8, "burst.wake_ratio": 1.35, "burst.rest_ratio": 1.14},
     "wake at 1.1": {"burst.wake_ratio": 1.1, "burst.rest_ratio": 1.05},
+    "wake at 1.35": {"burst.wake_ratio": 1.35, "burst.rest_ratio": 1.14},
     "wake at 1.4": {"burst.wake_ratio": 1.4},
     "wake at 1.7": {"burst.wake_ratio": 1.7},
     "patience 8": {"burst.patience_frames": 8},
@@ -52,12 +55,7 @@ def print_table(title: str, frozen: float, rows: dict[str, dict[str, Any]], alwa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", type=Path, default=Path(".cache/default"), help="glyphs")
-    parser.add_argument("--bundles", type=Path, default=Path(".cache/results/bundles"), help="those of `streams`")
-    parser.add_argument("--rules", default=",".join(RULES), help="comma-separated")
-    parser.add_argument("--out", type=Path, default=Path(".cache/results/schedules.json"), help="figures")
-    arguments = parser.parse_args()
+    arguments = parser_of(__doc__, rules=",".join(RULES), out="schedules.json").parse_args()
     glyphs = load_glyphs(arguments.parts / "glyphs.safetensors")
     found: dict[str, Any] = {}
 
@@ -72,10 +70,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps(found, indent=1))
 
     course = parse_course(HALF_HOUR)
-    half_hour = [
-        (batch.frames, batch.labels)
-        for batch in Stream(GlyphSource(glyphs.select("test")), course, 25, HALF_HOUR_FRAMES, 0)
-    ]
+    half_hour = list(labelled(Stream(GlyphSource(glyphs.select("test")), course, 25, HALF_HOUR_FRAMES, 0)))
     for rule in arguments.rules.split(","):
         bundle = arguments.bundles / f"{rule}.mgg"
         frozen, always, burst = (run(bundle, half_hour, adapt) for adapt in ("off", "always", "burst"))

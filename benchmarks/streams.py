@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from _export import export_if_stale
 from _results import stream_table
+from _runs import labelled, read
 
-from mgg_edge.runtime import Adapter
 from mgg_edge.scenes.glyphs import load_glyphs
 from mgg_edge.scenes.sources import GlyphSource
 from mgg_edge.scenes.streams import Stream, parse_course
@@ -63,22 +63,12 @@ def bundle_of(rule: str, parts: Path, folder: Path) -> Path:
     return export_if_stale(folder / f"{rule}.mgg", [*words, "--rule", rule, "--learning-rate", RATES[rule]], None)
 
 
-def run(bundle: Path, stream: Stream, adapt: str) -> tuple[np.ndarray, int]:
-    """Which frames were read right, and updates made."""
-    right = []
-    with Adapter.open(bundle, adapt=adapt, threads=1) as adapter:
-        for batch in stream:
-            for frame, label in zip(batch.frames, batch.labels, strict=True):
-                right.append(adapter(frame).index == label)
-        return np.array(right), adapter.counters.adapt_steps
-
-
 def measure(bundle: Path, name: str, seed: int, source: GlyphSource, adapt: str | None = None) -> dict[str, Any]:
     text, frames, mode = STREAMS[name]
     pictures = Few(source.glyphs) if name == "one scene" else source
-    right, steps = run(bundle, Stream(pictures, parse_course(text), 25, frames, seed), adapt or mode)
+    right, facts = read(bundle, labelled(Stream(pictures, parse_course(text), 25, frames, seed)), adapt or mode)
     windows = np.convolve(right, np.ones(WINDOW) / WINDOW, "valid")
-    return {"accuracy": float(right.mean()), "last": float(windows[-1]), "steps": steps}
+    return {"accuracy": float(right.mean()), "last": float(windows[-1]), "steps": facts["steps"]}
 
 
 def main() -> None:
