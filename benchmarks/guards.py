@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from _runs import UNJUDGED, Frames, changed, domains_stream, labelled, mean_run, parser_of
 
+from mgg_edge.scenes.courses import parse_course
 from mgg_edge.scenes.glyphs import load_glyphs
 from mgg_edge.scenes.sources import GlyphSource
-from mgg_edge.scenes.streams import Stream, parse_course
+from mgg_edge.scenes.streams import Stream
 
 FRAMES, RUN, SHARE = 1920, 8, 0.2
 HOSTILE = ("dark", "blown", "grey", "frozen", "torn", "noise")

@@ -17,12 +17,13 @@ from typing import Any
 
 from _runs import changed, domains_stream, labelled, mean_run, parser_of, run
 
+from mgg_edge.scenes.courses import parse_course
 from mgg_edge.scenes.glyphs import load_glyphs
 from mgg_edge.scenes.sources import GlyphSource
-from mgg_edge.scenes.streams import Stream, parse_course
+from mgg_edge.scenes.streams import Stream
 
 RULES = ("adam", "mgg", "mgg+", "adam+")
-HALF_HOUR = "drift:fog,gaussian_noise,defocus_blur,night,snow,contrast"
+HALF_HOUR = "drift:fog+gaussian_noise+defocus_blur+night+snow+contrast"
 HALF_HOUR_FRAMES = 25 * 60 * 30
 DOMAINS, DOMAIN_FRAMES, CLEAR_FRAMES = 10, 600, 300
 VARIANTS: dict[str, dict[str, float]] = {

@@ -26,9 +26,10 @@ from _export import export_if_stale
 from _results import stream_table
 from _runs import labelled, read
 
+from mgg_edge.scenes.courses import parse_course
 from mgg_edge.scenes.glyphs import load_glyphs
 from mgg_edge.scenes.sources import GlyphSource
-from mgg_edge.scenes.streams import Stream, parse_course
+from mgg_edge.scenes.streams import Stream
 
 BATCH = 8
 STREAMS = {

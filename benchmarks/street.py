@@ -32,7 +32,7 @@ from mgg_edge.runtime.preprocess import fit
 from mgg_edge.runtime.sources.source import Frame
 from mgg_edge.runtime.sources.video import VideoSource
 from mgg_edge.scenes.corruptions import BENCHMARK_KINDS, SEVERITIES
-from mgg_edge.scenes.streams import Weather
+from mgg_edge.scenes.courses import Weather
 
 FILMS = ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4")
 CUT_LEVELS = 25  # mean difference of two pictures of different shots, of 255
@@ -107,7 +107,7 @@ def measure(bundle: Path, shot: Shot, adapt: str) -> dict[str, Any]:
     for number, kind in enumerate(BENCHMARK_KINDS):
         kinds[kind] = []
         for severity in SEVERITIES:
-            agreed, made = run(bundle, shot.under(Weather(kind, severity), clean, [number, severity]), adapt)
+            agreed, made = run(bundle, shot.under(Weather(((kind, severity),)), clean, [number, severity]), adapt)
             kinds[kind].append(float(np.mean(agreed == truth)))
             steps += made
     return {"clean": float(np.mean(found == truth)), "kinds": kinds, "steps": steps}

@@ -293,8 +293,12 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if console.is_terminal:
         table = Table(box=None, show_header=bool(header), pad_edge=False, header_style="bright_black")
         for index in range(max(map(len, rows), default=0)):
+            title = header[index] if header else ""
             table.add_column(
-                header[index] if header else "", style="" if header or index else "bright_black", overflow="fold"
+                title,
+                style="" if header or index else "bright_black",
+                overflow="fold",
+                min_width=max(map(len, title.split()), default=None),  # a title is never broken within a word
             )
         for row in rows:
             table.add_row(*map(Text, row))

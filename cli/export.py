@@ -12,16 +12,17 @@ from typing import Annotated
 import typer
 
 from mgg_edge.cli.display import Stages, log_to_terminal, print_parity
+from mgg_edge.cli.model_words import BackboneName, Crop, Interpolation, Labels, Mean, OutputsName, Std, preparation
 from mgg_edge.manifest import Precision
 
 __all__ = ["export"]
 
 
 def export(
-    backbone: Annotated[str, typer.Option(help="Name of timm, torchvision/NAME, or your own package.module:factory.")],
+    backbone: BackboneName,
     out: Annotated[Path, typer.Option(help="Bundle to write.")],
     weights: Annotated[
-        str, typer.Option(help="FILE (.safetensors, .pth), 'pretrained', 'package' (installed) or 'random'.")
+        str, typer.Option(help="FILE (.safetensors, .pth) or its folder, 'pretrained', 'package' or 'random'.")
     ] = "pretrained",
     source_data: Annotated[
         Path | None, typer.Option(help="Directory of at least 32 clean images, or a glyph file.")
@@ -33,7 +34,7 @@ def export(
         Path | None, typer.Option(help="Learned rule: what `mgg-edge train` wrote, or a released MGG (.pth).")
     ] = None,
     batch: Annotated[int, typer.Option(min=2, help="Frames per adaptation step.")] = 8,
-    labels: Annotated[Path | None, typer.Option(help="Class names, one a line.")] = None,
+    labels: Labels = None,
     learning_rate: Annotated[float | None, typer.Option(help="α; the rule's own by default.")] = None,
     entropy_weight: Annotated[float, typer.Option(min=0, help="Weight of the entropy.")] = 1.0,
     discrepancy_weight: Annotated[float, typer.Option(min=0, help="λ on the mean squared discrepancy.")] = 57.6,
@@ -44,6 +45,13 @@ def export(
     norm_statistics: Annotated[
         str, typer.Option(help="Statistics of batch normalisation: source, batch or mix:ALPHA.")
     ] = "mix:0.1",
+    mean: Mean = None,
+    std: Std = None,
+    crop: Crop = None,
+    interpolation: Interpolation = None,
+    outputs: Annotated[
+        OutputsName | None, typer.Option(help="What the model returns; logits by default, and checked.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of random weights and of an untrained rule.")] = 0,
     precision: Annotated[
         Precision, typer.Option(help="Of the large products on GPUs; norms, loss and rule stay in float32.")
@@ -71,10 +79,11 @@ def export(
     objective = Objective(entropy_weight, discrepancy_weight)
     request = ExportRequest(
         backbone, weights, seed, source_data, rule, mgg, labels, learning_rate, objective, image_size, classes,
-        adapt, taps, norm_statistics,
+        adapt, taps, norm_statistics, outputs and outputs.value, preparation(mean, std, crop, interpolation),
     )  # fmt: skip
     with Stages(console) as stages:
         step, names, origins = compose(request, stages)
+        console.print(f"pictures: {step.backbone.preprocess.text}", highlight=False, soft_wrap=True)
         manifest = export_bundle(
             step, out, adapt_batch=batch, labels=names, origins=origins, parity_steps=parity_steps,
             precision=precision.value, progress=stages,

@@ -71,7 +71,7 @@ def describe(manifest: Manifest, identity: str, sizes: dict[str, int]) -> dict[s
 def _print(manifest: Manifest, facts: dict[str, Any]) -> None:
     from mgg_edge.cli.display import print_facts, print_parity, print_table
 
-    backbone, picture, rule, objective = facts["backbone"], facts["preprocess"], facts["rule"], facts["objective"]
+    backbone, rule, objective = facts["backbone"], facts["rule"], facts["objective"]
     statistics, norms, state, labels = facts["statistics"], facts["norms"], facts["state"], facts["labels"]
     options = "".join(f", {name} {value}" for name, value in rule["options"].items())
     print_facts(
@@ -79,8 +79,12 @@ def _print(manifest: Manifest, facts: dict[str, Any]) -> None:
             "bundle": f"{facts['id'][:16]} (schema {facts['schema']}, {facts['size_bytes'] / MIB:.1f} MiB)",
             "backbone": f"{backbone['name']}, weights {backbone['weights']}",
             "classes": f"{labels['count']}: {', '.join(labels['first'])}{', …' if labels['count'] > 5 else ''}",
-            "input": f"{picture['width']}x{picture['height']}, {picture['resize']}, crop {picture['crop_fraction']}, "
-            f"{picture['interpolation']}",
+            "pictures": manifest.preprocess.text,
+            **(
+                {"returns": f"{backbone['outputs']}, taken as logits"}
+                if backbone.get("outputs", "logits") != "logits"
+                else {}
+            ),
             "batch": f"{facts['infer_batch']} to infer, {facts['adapt_batch']} to adapt",
             "rule": f"{rule['name']}, learning rate {rule['learning_rate']}{options}"
             + (f", from {rule['origin']}" if rule["origin"] else ""),

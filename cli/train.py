@@ -9,6 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mgg_edge.cli.model_words import (
+    BackboneName,
+    ClassesFile,
+    ClassOrderName,
+    Crop,
+    Interpolation,
+    Labels,
+    Mean,
+    Std,
+    preparation,
+)
 from mgg_edge.compat import StrEnum
 
 if TYPE_CHECKING:
@@ -34,11 +45,11 @@ class Target(StrEnum):
 
 
 def train(
-    backbone: Annotated[str, typer.Option(help="Name of timm, torchvision/NAME, or your own package.module:factory.")],
+    backbone: BackboneName,
     data: Annotated[Path, typer.Option(help="Clean pictures: a folder a class, any images, or a glyph file.")],
     out: Annotated[Path, typer.Option(help="File of learned numbers to write, .safetensors.")],
     weights: Annotated[
-        str, typer.Option(help="FILE (.safetensors, .pth), 'pretrained', 'package' (installed) or 'random'.")
+        str, typer.Option(help="FILE (.safetensors, .pth) or its folder, 'pretrained', 'package' or 'random'.")
     ] = "pretrained",
     rule: Annotated[LearnedRule, typer.Option(help="What to learn.")] = LearnedRule.FORWARD,
     target: Annotated[
@@ -50,6 +61,15 @@ def train(
     classes: Annotated[int | None, typer.Option(min=2, help="Number of classes; the weights' by default.")] = None,
     adapt: Annotated[str, typer.Option(help="Norms that adapt: all, last:K or a regular expression.")] = "all",
     taps: Annotated[str | None, typer.Option(help="Modules the features come from, a regular expression.")] = None,
+    labels: Labels = None,
+    classes_file: ClassesFile = None,
+    class_order: Annotated[
+        ClassOrderName, typer.Option(help="Folders are classes by their names, or sorted as classes 0, 1, ….")
+    ] = ClassOrderName.NAMES,
+    mean: Mean = None,
+    std: Std = None,
+    crop: Crop = None,
+    interpolation: Interpolation = None,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -63,12 +83,13 @@ def train(
     from mgg_edge.export.compose import STILL, ExportRequest
     from mgg_edge.export.training import TrainRequest
     from mgg_edge.export.training import train as train_rule
+    from mgg_edge.learn.class_folders import ClassOrder
     from mgg_edge.learn.training.rules import RuleRecipe
 
     console = log_to_terminal()
     model = ExportRequest(
-        backbone, weights, seed, image_size=image_size, classes=classes, adapt=adapt, taps=taps,
-        norm_statistics=STILL,
+        backbone, weights, seed, labels=labels, image_size=image_size, classes=classes, adapt=adapt, taps=taps,
+        norm_statistics=STILL, preparation=preparation(mean, std, crop, interpolation),
     )  # fmt: skip
     recipe = RuleRecipe(rule.value, target.value, updates, learning_rate, seed)
     with TrainingDisplay(console) as display:
@@ -76,7 +97,8 @@ def train(
         def tell(now: Progress, total: int) -> None:
             display(now.made, total, now.loss, now.score, now.best)
 
-        facts = train_rule(TrainRequest(model, data, out, recipe, device), tell)
+        order = ClassOrder(class_order.value)
+        facts = train_rule(TrainRequest(model, data, out, recipe, device, classes_file, order), tell)
     if as_json:
         sys.stdout.write(json.dumps(facts) + "\n")
     else:

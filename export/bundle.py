@@ -179,7 +179,7 @@ def _manifest(step: AdaptStep, labels: Sequence[str], origins: Origins, infer_ba
     return Manifest(
         schema=SCHEMA_VERSION,
         producer={"mgg-edge": mgg_edge.__version__, **packages},
-        backbone=BackboneInfo(backbone.name, origins.weights, backbone.classes, backbone.features),
+        backbone=BackboneInfo(backbone.name, origins.weights, backbone.classes, backbone.features, backbone.outputs),
         preprocess=backbone.preprocess,
         objective=ObjectiveInfo(step.objective.entropy_weight, step.objective.discrepancy_weight),
         rule=RuleInfo(

@@ -10,28 +10,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm.data
+import timm
+import torch
 from torch import Tensor
 
 from mgg_edge.errors import UsageError, WeightsError
 from mgg_edge.export.bundle import Origins, Progress
 from mgg_edge.learn.backbone import Backbone
+from mgg_edge.learn.backbone_outputs import check_outputs
 from mgg_edge.learn.checkpoint import read_state_dict
+from mgg_edge.learn.class_folders import Naming
+from mgg_edge.learn.imagenet import IMAGENET_CLASSES, imagenet_labels
 from mgg_edge.learn.images import find_images, load_images, synthetic_frames
+from mgg_edge.learn.model_config import AS_CONFIGURED, LOCAL, Located, Preparation, locate
 from mgg_edge.learn.norm_layers import ADAPT_ALL
 from mgg_edge.learn.norm_statistics import DEFAULT_NORM_STATISTICS
 from mgg_edge.learn.objective import Objective
 from mgg_edge.learn.packaged_weights import PACKAGED, packaged_weights
-from mgg_edge.learn.pictures import open_pictures
+from mgg_edge.learn.pictures import open_glyphs
 from mgg_edge.learn.rules.base import UpdateRule
 from mgg_edge.learn.rules.files import LEARNED_RULES, RULES, load_rule, untrained_rule
 from mgg_edge.learn.rules.statistics import Statistics
 from mgg_edge.learn.statistics import MIN_SOURCE_IMAGES, SourceStatistics, measure_statistics
 from mgg_edge.learn.step import AdaptStep
 from mgg_edge.learn.training.rules import source_statistics
+from mgg_edge.manifest import OUTPUTS
 from mgg_edge.scenes.sources import ImageSource
 
-__all__ = ["STILL", "ExportRequest", "compose", "compose_backbone"]
+__all__ = ["STILL", "ExportRequest", "class_labels", "compose", "compose_backbone"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +47,7 @@ STATISTICS_BATCH = 8
 MAX_SOURCE_IMAGES = 256
 SYNTHETIC_IMAGES = 64
 SYNTHETIC_SEED = 30_000
-IMAGENET_CLASSES = 1000
+CHECKED_IMAGES = 8  # pictures that logits are told from probabilities by
 # The last layer, whose rows are the classes, as timm's and torchvision's families call it.
 _HEAD = re.compile(r"(head|heads\.head|head\.fc|fc|last_linear|(head\.)?classifier(\.\d)?)\.weight")
 
@@ -51,13 +57,15 @@ class ExportRequest:
     """What to compose.
 
     Attributes:
-        backbone: timm model name, or `torchvision/` and a torchvision model name.
-        weights: `random`, `pretrained`, `package` (of an installed package that carries them) or the path of a file.
+        backbone: timm model name with a tag or without, `local-dir:FOLDER`, `torchvision/` and a torchvision model
+            name, or `package.module:factory`.
+        weights: `random`, `pretrained`, `package` (of an installed package that carries them), or the path of a file or
+            of a folder with one; a `config.json` of timm beside it is followed.
         seed: of random weights and of an untrained rule.
         source_data: directory of clean images, a glyph file, or None for a synthetic set.
         rule: `mgg`, `adam` or `sgd`.
         mgg: file of learned numbers, or None for untrained ones.
-        labels: file with one class name a line, or None.
+        labels: file with one class name a line, the word `imagenet`, or None for what is known of the weights.
         learning_rate: α, or None for the rule's own.
         objective: weights of the loss.
         image_size: pixels of the square input, or None for the model's own.
@@ -65,6 +73,8 @@ class ExportRequest:
         adapt: which norms adapt: `all`, `last:K` or a regular expression of layer names.
         taps: regular expression of modules the features come from, or None for the rule of the model's family.
         norm_statistics: of batch normalisation: `source`, `batch` or `mix:ALPHA`.
+        outputs: what the model returns (`OUTPUTS`); None for logits, checked.
+        preparation: how pictures are prepared, over the model's own configuration.
     """
 
     backbone: str
@@ -81,6 +91,8 @@ class ExportRequest:
     adapt: str = ADAPT_ALL
     taps: str | None = None
     norm_statistics: str = DEFAULT_NORM_STATISTICS
+    outputs: str | None = None
+    preparation: Preparation = AS_CONFIGURED
 
 
 def compose(
@@ -101,17 +113,25 @@ def compose(
     _check_rule(request)
     backbone = compose_backbone(request)
     rule, rule_origin = _rule(request, backbone)
-    characters = _characters(request, backbone)
-    labels = characters.classes if characters and request.labels is None else _labels(request, backbone.classes)
+    labels = class_labels(request, backbone)
+    characters = _characters(request, backbone, labels)
+    labels = characters.classes if characters and request.labels is None else labels
     statistics, statistics_origin = _statistics(request, backbone, characters, progress)
     rate = rule.default_learning_rate if request.learning_rate is None else request.learning_rate
     largest = min(1.0, rule.max_learning_rate)
     if not 0.0 < rate <= largest:
         learned = ", the rate it was learned for" if largest < 1.0 else ""
         raise UsageError(f"learning rate: '{rule.name}' expected a number in (0, {largest:g}]{learned}, found {rate}")
-    weights = f"random:{request.seed}" if request.weights == "random" else Path(request.weights).name
+    weights = f"random:{request.seed}" if request.weights == "random" else _origin(request)
     step = AdaptStep(backbone, request.objective, rule, statistics, rate)
     return step, labels, Origins(weights, rule_origin, statistics_origin)
+
+
+def _origin(request: ExportRequest) -> str:
+    """Where weights came from, for people."""
+    if request.backbone.startswith(LOCAL) and request.weights == "pretrained":
+        return Path(request.backbone.removeprefix(LOCAL)).name
+    return Path(request.weights).name
 
 
 def _check_rule(request: ExportRequest) -> None:
@@ -153,63 +173,87 @@ def compose_backbone(request: ExportRequest) -> Backbone:
         WeightsError: weights that do not fit.
         UnsupportedError: a model that cannot be adapted.
     """
+    place = locate(request.backbone, request.weights)
     options: dict[str, Any] = {
         "adapt": request.adapt,
         "taps": request.taps,
         "norm_statistics": request.norm_statistics,
+        "outputs": request.outputs or OUTPUTS[0],
+        "config": place.config,
+        "preparation": request.preparation,
     }
     if request.image_size is not None:
         options["img_size"] = request.image_size
     if request.classes is not None:
         options["num_classes"] = request.classes
-    if request.weights == "package":
-        return _packaged(request.backbone, options)
-    if request.weights in ("random", "pretrained"):
-        return Backbone.create(request.backbone, request.weights, request.seed, **options)
-    weights = read_state_dict(Path(request.weights))
-    heads = [value for name, value in weights.items() if _HEAD.fullmatch(name) and value.ndim in (2, 4)]
-    if request.classes is None and heads:
-        options["num_classes"] = heads[-1].shape[0]
-    try:
-        return Backbone.create(request.backbone, weights, **options)
-    except WeightsError as error:
-        raise WeightsError(f"{request.weights}: {error}") from error
-
-
-def _packaged(name: str, options: dict[str, Any]) -> Backbone:
-    """A backbone with the weights, and the input scaling, of an installed package."""
-    template = timm.create_model(name).state_dict() if name in PACKAGED else {}
-    weights, scale = packaged_weights(name, template)
-    backbone = Backbone.create(name, weights, **options)
-    backbone.preprocess = dataclasses.replace(backbone.preprocess, mean=(scale,) * 3, std=(scale,) * 3)
+    backbone = _with_weights(place, options, request.seed)
+    if request.outputs is None:
+        _check_outputs(backbone)
     return backbone
 
 
-def _labels(request: ExportRequest, classes: int) -> tuple[str, ...]:
+def _with_weights(place: Located, options: dict[str, Any], seed: int) -> Backbone:
+    if place.weights == "package":
+        return _packaged(place.name, options)
+    if isinstance(place.weights, str):
+        return Backbone.create(place.name, place.weights, seed, **options)
+    weights = read_state_dict(place.weights)
+    heads = [value for name, value in weights.items() if _HEAD.fullmatch(name) and value.ndim in (2, 4)]
+    if heads:
+        options.setdefault("num_classes", heads[-1].shape[0])
+    try:
+        return Backbone.create(place.name, weights, **options)
+    except WeightsError as error:
+        raise WeightsError(f"{place.weights}: {error}") from error
+
+
+def _check_outputs(backbone: Backbone) -> None:
+    size = backbone.preprocess
+    frames = synthetic_frames(CHECKED_IMAGES, size.height, size.width, SYNTHETIC_SEED)
+    with torch.no_grad():
+        logits, _ = backbone.forward(frames, backbone.split(backbone.theta()), backbone.constants())
+    check_outputs(logits, backbone.name)
+
+
+def _packaged(name: str, options: dict[str, Any]) -> Backbone:
+    """A backbone with the weights, the input scaling and the classes of an installed package."""
+    template = timm.create_model(name).state_dict() if name in PACKAGED else {}
+    weights, scale = packaged_weights(name, template)
+    said: Preparation = options.pop("preparation")
+    prepared = dataclasses.replace(said, mean=said.mean or (scale,), std=said.std or (scale,))
+    backbone = Backbone.create(name, weights, preparation=prepared, **options)
+    backbone.labels = imagenet_labels()
+    return backbone
+
+
+def class_labels(request: ExportRequest, backbone: Backbone) -> tuple[str, ...]:
+    """What the classes are called: as the user says, as is known of the weights, or by their numbers.
+
+    Raises:
+        UsageError: a file that cannot be read, or of another number of names.
+    """
     if request.labels is None:
-        return _default_labels(classes)
+        if backbone.labels is None and backbone.classes == IMAGENET_CLASSES and request.weights != "random":
+            logger.info("what the classes are called is not known of these weights: name them with --labels FILE, or "
+                        "--labels imagenet")  # fmt: skip
+        return backbone.labels or tuple(f"class {index}" for index in range(backbone.classes))
+    if str(request.labels) == "imagenet" and backbone.classes == IMAGENET_CLASSES:
+        return imagenet_labels()
     try:
         lines = request.labels.read_text(encoding="utf-8-sig").splitlines()  # a byte-order mark is no part of a name
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{request.labels}: cannot read the class names: {error}") from error
     names = tuple(line.strip() for line in lines if line.strip())
-    if len(names) != classes:
-        raise UsageError(f"{request.labels}: expected {classes} class names, one a line, found {len(names)}")
+    if len(names) != backbone.classes:
+        raise UsageError(f"{request.labels}: expected {backbone.classes} class names, one a line, found {len(names)}")
     return names
 
 
-def _default_labels(classes: int) -> tuple[str, ...]:
-    if classes != IMAGENET_CLASSES:
-        return tuple(f"class {index}" for index in range(classes))
-    info = timm.data.ImageNetInfo("imagenet-1k")
-    return tuple(info.index_to_description(index).split(",")[0] for index in range(classes))
-
-
-def _characters(request: ExportRequest, backbone: Backbone) -> ImageSource | None:
+def _characters(request: ExportRequest, backbone: Backbone, labels: tuple[str, ...]) -> ImageSource | None:
     """The source families of a glyph file, if the source data is one."""
     if request.source_data is None or not request.source_data.is_file():
         return None
-    return open_pictures(request.source_data, "source-train", backbone.preprocess, backbone.classes)
+    return open_glyphs(request.source_data, "source-train", backbone.preprocess, Naming(labels))
 
 
 def _statistics(

@@ -1,8 +1,8 @@
 """A bundle's exported step as an adaptation method, run by the run time's own engine.
 
-A batch of the size the graph was exported for is one step. Smaller ones, if that size is a multiple of theirs, are
-answered by the infer graph and collected, as on the device. A step that the engine refuses or that does not pass the
-run time's guard is not committed.
+Every frame is answered by the infer graph, as on the device. A batch of the size the graph was exported for is one
+step; smaller ones, if that size is a multiple of theirs, are collected. A step that the engine refuses or that does not
+pass the run time's guard is not committed.
 """
 
 from __future__ import annotations
@@ -52,26 +52,25 @@ class EngineMethod:
         return EngineState(self._initial, torch.zeros(0, size.height, size.width, 3, dtype=torch.uint8))
 
     def step(self, frames: Tensor, state: EngineState) -> tuple[Tensor, EngineState]:
-        """Logits f32[B, C] before the update, and the next state.
+        """Logits f32[B, C] of the infer graph before the update, and the next state.
 
         Raises:
             UsageError: batches that do not make up the step's.
         """
+        answer = self.predict(frames, state)
         if not self._adapt:
-            return self.predict(frames, state), state
+            return answer, state
         size, batch = self._manifest.adapt_batch, torch.cat([state.waiting, frames])
         if size % len(frames) or len(batch) > size:
             raise UsageError(
                 f"batch: expected {size} frames, as the step was exported for, or a part of them, found {len(frames)}"
             )
         if len(batch) < size:
-            return self.predict(frames, state), EngineState(state.arrays, batch)
-        self._engine.load_state(state.arrays)
-        logits, diagnostics = self._engine.adapt(np.ascontiguousarray(batch.numpy()))
+            return answer, EngineState(state.arrays, batch)
+        _, diagnostics = self._engine.adapt(np.ascontiguousarray(batch.numpy()))
         if check_step(self._engine.state(), self._engine.candidate, diagnostics, self._limits) is None:
             self._engine.commit()
-        answers = torch.from_numpy(logits[-len(frames) :].copy())
-        return answers, EngineState(self._engine.state(), batch[:0])
+        return answer, EngineState(self._engine.state(), batch[:0])
 
     def predict(self, frames: Tensor, state: EngineState) -> Tensor:
         """Logits f32[B, C] of the infer graph under the state."""

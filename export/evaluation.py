@@ -8,34 +8,52 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.metadata
+import importlib.resources
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 import mgg_edge
 from mgg_edge.errors import UsageError
-from mgg_edge.export.compose import ExportRequest, compose_backbone
+from mgg_edge.export.compose import ExportRequest, class_labels, compose_backbone
 from mgg_edge.export.engine_method import EngineMethod
 from mgg_edge.export.restore import restore_step
 from mgg_edge.learn.backbone import Backbone
+from mgg_edge.learn.class_folders import ClassOrder, Naming
 from mgg_edge.learn.evaluation import Checks, Job, Row, evaluate, make_jobs
+from mgg_edge.learn.evaluation.samples import draw_samples
 from mgg_edge.learn.evaluation.scenery import Scenery, open_scenery
-from mgg_edge.learn.methods import Method, Source, build_method, parse_method
+from mgg_edge.learn.methods import NEED_SOURCE, Method, build_method, parse_method
 from mgg_edge.learn.methods.discrepancy import RuleMethod
 from mgg_edge.learn.norm_statistics import DEFAULT_NORM_STATISTICS
-from mgg_edge.learn.statistics import measure_statistics
+from mgg_edge.learn.statistics import SourceStatistics, measure_statistics
 from mgg_edge.learn.step import AdaptStep
+from mgg_edge.manifest import PreprocessInfo
 from mgg_edge.runtime.bundle.bundle import Bundle
 from mgg_edge.runtime.engines.engine import open_engine
-from mgg_edge.scenes.streams import parse_course
+from mgg_edge.scenes.courses import parse_course
 
-__all__ = ["ENGINES", "EvaluationRequest", "plan_jobs", "run_job"]
+__all__ = [
+    "ENGINES",
+    "EvaluationRequest",
+    "describe",
+    "digest",
+    "draw_samples_of",
+    "packaged_path",
+    "plan_jobs",
+    "run_job",
+]
 
 ENGINES = ("torch", "onnxruntime")
 STATISTICS_BATCH = 64
 HASH_CHUNK_BYTES = 1 << 20
+PACKAGED_FILES = {"default": "default.mgg", "characters": "characters.safetensors"}
+VERSIONS = ("mgg-edge", "torch", "timm", "numpy")
 
 
 @dataclass(frozen=True)
@@ -55,6 +73,10 @@ class EvaluationRequest:
         held_out: frames kept apart for each domain; 0 measures nothing after n batches.
         source_images: clean images methods may know.
         norm_statistics: of batch normalisation of a backbone.
+        labels: of a backbone's classes: a file, `imagenet`, or None for what is known of its weights.
+        classes_file: names that folders have instead of the labels.
+        class_order: how folders become classes.
+        mask: whether answers are chosen among the classes that have folders.
     """
 
     data: str
@@ -69,6 +91,10 @@ class EvaluationRequest:
     held_out: int = 500
     source_images: int = 512
     norm_statistics: str = DEFAULT_NORM_STATISTICS
+    labels: str | None = None
+    classes_file: str | None = None
+    class_order: str = ClassOrder.NAMES.value
+    mask: bool = True
 
     def __post_init__(self) -> None:
         if (self.backbone is None) == (self.bundle is None):
@@ -94,13 +120,63 @@ def plan_jobs(
     for stream in streams:
         parse_course(stream)
     settings = dataclasses.asdict(request)
-    named = (request.weights, request.bundle, request.mgg, request.data, request.source_data)
-    files = [Path(name) for name in named if name is not None and name not in ("random", "pretrained", "package")]
-    digests = {str(path): _digest(path) for path in files}
+    named = (request.weights, request.bundle, request.mgg, request.data, request.source_data, request.labels,
+             request.classes_file)  # fmt: skip
+    words = ("random", "pretrained", "package", "imagenet")
+    digests = {name: digest(Path(name)) for name in named if name is not None and name not in words}
     jobs = make_jobs(methods, streams, seeds, {**settings, "digests": digests, "version": mgg_edge.__version__})
     for method in methods:
         _method(request, method, seed=0)
+        if method.partition(":")[0] in NEED_SOURCE:
+            _world(request).scenery.source_frames(1)
     return jobs
+
+
+def packaged_path(text: str) -> Path:
+    """The file a user names: `default` is the package's reader, `characters` its glyph file, anything else a path.
+
+    Raises:
+        UsageError: this build of the package has no such file.
+    """
+    name = PACKAGED_FILES.get(text)
+    if name is None:
+        return Path(text)
+    path = Path(str(importlib.resources.files("mgg_edge.data") / name))
+    if not path.is_file():
+        raise UsageError(f"evaluation: this build of the package holds no '{name}'; name a file")
+    return path
+
+
+def describe(request: EvaluationRequest) -> tuple[dict[str, str], dict[str, str]]:
+    """What was run, by name, and which folder was taken for which class."""
+    world, scenery = _world(request), _world(request).scenery
+    facts = {
+        "model": request.bundle or f"{request.backbone} ({request.weights})",
+        "engine": request.engine,
+        "data": request.data,
+        "source data": request.source_data or "a part of the data, shown to no stream",
+        "batch": f"{request.batch} frames, {request.frames} a stream",
+        "kept apart": f"at most {request.held_out} frames a domain, shown to no stream",
+        "versions": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in VERSIONS),
+    }
+    if world.bundle is not None:
+        facts["bundle id"] = world.bundle.id
+        facts["norm statistics"] = "as exported"
+    else:
+        facts["norm statistics"] = request.norm_statistics
+    if scenery.mapping:
+        total = len(scenery.pictures.classes)
+        facts["classes"] = f"{len(scenery.pictures.available)} of {total} have pictures"
+        if scenery.classes is not None:
+            facts["classes"] += "; answers are chosen among them alone (--no-mask to choose among all)"
+    if request.mgg:
+        facts["mgg"] = request.mgg
+    return facts, dict(scenery.mapping)
+
+
+def draw_samples_of(request: EvaluationRequest, streams: Sequence[str]) -> bytes:
+    """A PNG file of pictures of the streams."""
+    return draw_samples(_world(request).scenery, streams)
 
 
 def run_job(job: Job) -> Row:
@@ -116,7 +192,7 @@ def run_job(job: Job) -> Row:
     checks = Checks()
     if count := request.held_out:
         checks = Checks(cache(lambda domain: scenery.held_out(domain, count)), scenery.clean(count))
-    return evaluate(_method(request, job.method, job.seed), stream, checks).to_dict()
+    return evaluate(_method(request, job.method, job.seed), stream, checks, scenery.classes).to_dict()
 
 
 @dataclass(frozen=True)
@@ -131,31 +207,60 @@ class _World:
 
 @cache
 def _world(request: EvaluationRequest) -> _World:
-    source_data = Path(request.source_data) if request.source_data else None
     if request.bundle is None:
-        backbone = compose_backbone(
-            ExportRequest(str(request.backbone), request.weights, norm_statistics=request.norm_statistics)
+        labels = None if request.labels is None else Path(request.labels)
+        model = ExportRequest(
+            str(request.backbone), request.weights, labels=labels, norm_statistics=request.norm_statistics
         )
-        scenery = open_scenery(Path(request.data), source_data, backbone.preprocess, backbone.classes)
+        backbone = compose_backbone(model)
+        scenery = _scenery(request, backbone.preprocess, class_labels(model, backbone))
         return _World(backbone, scenery, None, None)
     bundle = Bundle.load(request.bundle)
-    manifest = bundle.manifest
-    scenery = open_scenery(Path(request.data), source_data, manifest.preprocess, manifest.backbone.classes)
+    scenery = _scenery(request, bundle.manifest.preprocess, bundle.manifest.labels)
     if request.engine == "onnxruntime":
         return _World(None, scenery, None, bundle)
     step = restore_step(bundle)
     return _World(step.backbone, scenery, step, bundle)
 
 
+def _scenery(request: EvaluationRequest, info: PreprocessInfo, labels: tuple[str, ...]) -> Scenery:
+    source_data = None if request.source_data is None else Path(request.source_data)
+    classes_file = None if request.classes_file is None else Path(request.classes_file)
+    naming = Naming(labels, classes_file, ClassOrder(request.class_order))
+    return open_scenery(
+        Path(request.data), source_data, info, naming, keep_apart=request.held_out > 0, mask=request.mask
+    )
+
+
+class _Source:
+    """Knowledge of the source domain, measured when a method asks for it.
+
+    Attributes:
+        world: model and data.
+        images: how many clean pictures.
+    """
+
+    def __init__(self, world: _World, images: int) -> None:
+        self._world, self._images = world, images
+
+    @cached_property
+    def frames(self) -> Tensor:
+        """Clean images u8[M, H, W, 3]."""
+        return self._world.scenery.source_frames(self._images)
+
+    @cached_property
+    def statistics(self) -> SourceStatistics:
+        """Of the features; a bundle brings its own."""
+        if self._world.step is not None:
+            return self._world.step.statistics
+        if self._world.backbone is None:
+            raise UsageError("evaluation: a bundle run by the engine has no model in PyTorch")
+        return measure_statistics(self._world.backbone, self.frames.split(STATISTICS_BATCH))
+
+
 @cache
-def _source(request: EvaluationRequest) -> Source:
-    world = _world(request)
-    frames = world.scenery.source_frames(request.source_images)
-    if world.step is not None:
-        return Source(world.step.statistics, frames)
-    if world.backbone is None:
-        raise UsageError("evaluation: a bundle run by the engine has no model in PyTorch")
-    return Source(measure_statistics(world.backbone, frames.split(STATISTICS_BATCH)), frames)
+def _source(request: EvaluationRequest) -> _Source:
+    return _Source(_world(request), request.source_images)
 
 
 def _method(request: EvaluationRequest, text: str, seed: int) -> Method:
@@ -183,18 +288,24 @@ def _method(request: EvaluationRequest, text: str, seed: int) -> Method:
     return build_method(parse_method(text, **defaults), world.backbone, _source(request))
 
 
-def _digest(path: Path) -> str:
-    """SHA-256 of a file, or of the names and sizes in a directory.
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of all files in a directory.
 
     Raises:
-        UsageError: it is not there.
+        UsageError: it is not there, or a file cannot be read.
     """
+    if not path.is_dir():
+        return _contents(path)
     hasher = hashlib.sha256()
-    if path.is_dir():
-        for entry in sorted(path.rglob("*")):
-            if entry.is_file():
-                hasher.update(f"{entry.relative_to(path)}:{entry.stat().st_size};".encode())
-        return hasher.hexdigest()
+    for entry in sorted(path.rglob("*")):
+        if entry.is_file():
+            name = entry.relative_to(path).as_posix().encode("utf-8", "surrogateescape")
+            hasher.update(name + b"\0" + _contents(entry).encode())
+    return hasher.hexdigest()
+
+
+def _contents(path: Path) -> str:
+    hasher = hashlib.sha256()
     try:
         with path.open("rb") as file:
             while chunk := file.read(HASH_CHUNK_BYTES):

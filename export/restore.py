@@ -61,6 +61,7 @@ def _backbone(bundle: Bundle, tensors: Mapping[str, Tensor]) -> Backbone:
         adapt="^(" + "|".join(map(re.escape, layers)) + ")$",
         taps="|".join(re.escape(tap.name) for tap in manifest.taps),
         norm_statistics="source",
+        outputs=manifest.backbone.outputs,
         img_size=size.height if size.height == size.width else (size.height, size.width),
         num_classes=manifest.backbone.classes,
     )

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mgg_edge.errors import UsageError
-from mgg_edge.export.compose import ExportRequest, compose_backbone
+from mgg_edge.export.compose import ExportRequest, class_labels, compose_backbone
 from mgg_edge.files import output_target
+from mgg_edge.learn.class_folders import ClassOrder, Naming
 from mgg_edge.learn.pictures import open_training_data
 from mgg_edge.learn.rules.files import save_rule
 from mgg_edge.learn.training.loop import Progress
@@ -31,6 +32,8 @@ class TrainRequest:
         out: file of learned numbers to write.
         recipe: how to train.
         device: where to compute.
+        classes_file: names that folders have instead of the labels.
+        class_order: how folders become classes.
     """
 
     model: ExportRequest
@@ -38,6 +41,8 @@ class TrainRequest:
     out: Path
     recipe: RuleRecipe
     device: str = "cpu"
+    classes_file: Path | None = None
+    class_order: ClassOrder = ClassOrder.NAMES
 
 
 def train(
@@ -60,8 +65,9 @@ def train(
         raise UsageError(f"{request.out}: expected a name that ends in .safetensors")
     started = time.monotonic()
     backbone = compose_backbone(request.model)
+    naming = Naming(class_labels(request.model, backbone), request.classes_file, request.class_order)
     source, held_out = open_training_data(
-        request.data, backbone.preprocess, backbone.classes, labelled=request.recipe.target == "labels"
+        request.data, backbone.preprocess, naming, labelled=request.recipe.target == "labels"
     )
     training = RuleTraining(backbone, source, held_out, request.recipe, device=request.device)
     last: Progress | None = None

@@ -1,4 +1,4 @@
-"""Files that users name: written whole or not at all, through links, and never over what is no file."""
+"""Files that users name: written whole or not at all, through links, never over what is no file; those nobody named."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ from pathlib import Path
 
 from mgg_edge.errors import SinkError, UsageError
 
-__all__ = ["create_beside", "output_target", "write_whole"]
+__all__ = ["create_beside", "is_clutter", "output_target", "write_whole"]
+
+# What file managers, archivers and cameras' storage leave in folders, beside names that begin with a dot.
+CLUTTER = frozenset(
+    {"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+)
+
+
+def is_clutter(path: Path) -> bool:
+    """Whether any part of a path is hidden or of a system, so that nobody means it as data."""
+    return any(part.startswith(".") or part in CLUTTER for part in path.parts if part not in (".", ".."))
 
 
 def output_target(path: str | os.PathLike[str]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from mgg_edge.norms import NormLayout, NormParameter
 from mgg_edge.state import TensorSpec
 
 __all__ = [
+    "OUTPUTS",
     "SCHEMA_VERSION",
     "VERDICTS",
     "BackboneInfo",
@@ -36,6 +38,8 @@ SCHEMA_VERSION = 1
 RESIZE_RULES = ("shortest-side", "squash")
 DEFAULT_SCHEDULES = ("burst", "window")
 INTERPOLATIONS = ("bicubic", "bilinear")
+# What a network may return: logits z, softmax(z) or, for each class alone, sigmoid(z).
+OUTPUTS = ("logits", "probabilities", "sigmoid")
 # Names of the graphs' other inputs and outputs; a state tensor x has the output x_out.
 RESERVED_NAMES = (
     "frames",
@@ -71,12 +75,14 @@ class BackboneInfo:
         weights: where the weights came from, for people: a file name, `pretrained:<tag>` or `random:<seed>`.
         classes: C, number of logits, at least 2.
         features: D, length of the feature vector the discrepancy is measured on.
+        outputs: what the network itself returns, see `OUTPUTS`; the graphs return logits always.
     """
 
     name: str
     weights: str
     classes: int
     features: int
+    outputs: str = OUTPUTS[0]
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ class PreprocessInfo:
     Attributes:
         height, width: model input size, pixels.
         resize: `shortest-side` keeps the aspect ratio, `squash` does not.
-        crop_fraction: side of the centre crop over the side of the resized picture, in (0, 1].
+        crop_fraction: sides of the centre crop over those of the resized picture, in (0, 1].
         interpolation: `bicubic` or `bilinear`.
         mean, std: per-channel RGB normalisation on the 0–1 scale; applied inside the graphs.
     """
@@ -113,6 +119,35 @@ class PreprocessInfo:
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @property
+    def text(self) -> str:
+        """The rule in words, for people."""
+        how = "squashed" if self.resize == "squash" else "aspect ratio kept"
+        mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
+        return (
+            f"{self.width}x{self.height}, {how}, crop {self.crop_fraction:.3g}, {self.interpolation}, mean {mean}, "
+            f"std {std}"
+        )
+
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width, pixels, that a picture is resized to before its centre is cropped: timm's rule.
+
+            squash           ⌊sides / crop_fraction⌋
+            shortest-side    the same aspect ratio, just covering ⌊sides / crop_fraction⌋
+
+        A picture of the model's size has been prepared already and stays as it is.
+        """
+        if (height, width) == (self.height, self.width):
+            return height, width
+        least_height, least_width = (math.floor(side / self.crop_fraction) for side in (self.height, self.width))
+        if self.resize == "squash":
+            return least_height, least_width
+        if least_height == least_width:  # torchvision's Resize: the longer side is rounded down
+            longer = least_height * max(height, width) // min(height, width)
+            return (least_height, longer) if height <= width else (longer, least_width)
+        ratio = min(height / least_height, width / least_width)  # timm's ResizeKeepRatio
+        return round(height / ratio), round(width / ratio)
 
 
 @dataclass(frozen=True)
@@ -399,6 +434,7 @@ _CHECKS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "schema": _one_of(SCHEMA_VERSION),
     "backbone.classes": _between(2, 1_000_000),
     "backbone.features": _between(1, 10_000_000),
+    "backbone.outputs": _one_of(*OUTPUTS),
     "preprocess.height": _between(1, MAX_EDGE_PIXELS),
     "preprocess.width": _between(1, MAX_EDGE_PIXELS),
     "preprocess.resize": _one_of(*RESIZE_RULES),

@@ -1,12 +1,8 @@
 """From a picture of any size to the frame a graph takes: resize and centre crop by the manifest's rule.
 
-shortest-side   r = max(⌊height / crop_fraction⌋ / h, ⌊width / crop_fraction⌋ / w), then the centre
-                height × width of the picture resized by r: torchvision's Resize and CenterCrop
-squash          height × width at once, whatever the aspect ratio
-
-The scaler is FFmpeg's swscale, which decodes' colour conversion passes through anyway. It widens its filter
-when it shrinks a picture, as PIL does; tests state how close the two are. Scaling of values and normalisation
-are in the graph.
+The rule (`PreprocessInfo.resized_size`) is timm's, and the training half follows the same one. The scaler is FFmpeg's
+swscale, which decodes' colour conversion passes through anyway. It widens its filter when it shrinks a picture, as PIL
+does; tests state how close the two are. Scaling of values and normalisation are in the graph.
 """
 
 from __future__ import annotations
@@ -24,7 +20,7 @@ from mgg_edge.manifest import PreprocessInfo
 if TYPE_CHECKING:
     import av
 
-__all__ = ["check_picture", "fit", "resized_size"]
+__all__ = ["check_picture", "fit"]
 
 Picture: TypeAlias = "npt.NDArray[np.uint8] | av.VideoFrame"
 # Beyond this a picture is cropped before it is resized: a strip of 1 × 10,000 pixels would become gigabytes.
@@ -55,12 +51,9 @@ def fit(picture: Picture, info: PreprocessInfo) -> npt.NDArray[np.uint8]:
         if check_picture(picture).shape == (info.height, info.width, 3):
             return np.ascontiguousarray(picture)
         picture = _trim(picture, info)
-    size = (info.height, info.width)
-    if info.resize == "squash":
-        return _scale(picture, size, info.interpolation)
     height, width = picture.shape[:2] if isinstance(picture, np.ndarray) else (picture.height, picture.width)
-    resized = _scale(picture, resized_size(height, width, info), info.interpolation)
-    return np.ascontiguousarray(_centre(resized, size))
+    resized = _scale(picture, info.resized_size(height, width), info.interpolation)
+    return np.ascontiguousarray(_centre(resized, (info.height, info.width)))
 
 
 def check_picture(picture: Any) -> npt.NDArray[np.uint8]:
@@ -77,16 +70,6 @@ def check_picture(picture: Any) -> npt.NDArray[np.uint8]:
             f"found {picture.dtype}{list(picture.shape)}"
         )
     return picture
-
-
-def resized_size(height: int, width: int, info: PreprocessInfo) -> tuple[int, int]:
-    """Height and width, pixels, that a picture is resized to before the crop under `shortest-side`."""
-    target_height = math.floor(info.height / info.crop_fraction)
-    target_width = math.floor(info.width / info.crop_fraction)
-    # Integer arithmetic, as torchvision: the side that decides is exact, the other is rounded down.
-    if target_height * width >= target_width * height:
-        return target_height, max(target_width, width * target_height // height)
-    return max(target_height, height * target_width // width), target_width
 
 
 def _trim(picture: npt.NDArray[np.uint8], info: PreprocessInfo) -> npt.NDArray[np.uint8]:

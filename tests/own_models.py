@@ -80,3 +80,67 @@ def fixed_size() -> Net:
     net = Net()
     net.head = nn.Sequential(nn.Unflatten(1, (4, 5)), nn.Flatten(), nn.Linear(20, 5))
     return net
+
+
+class Counting(nn.Module):
+    """Counts its calls in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, images):
+        self.calls += 1
+        return self.net(images)
+
+
+class Reassigning(Counting):
+    """The same by a new tensor."""
+
+    def forward(self, images):
+        self.calls = self.calls + 1
+        return self.net(images)
+
+
+def net_of_mine():
+    """Takes no options."""
+    torch.manual_seed(0)
+    net = Net()
+    net.head.weight.data.mul_(30)  # sure of itself
+    return net
+
+
+def ends_in_softmax():
+    return _ending(nn.Softmax(1))
+
+
+def ends_in_sigmoid():
+    return _ending(nn.Sigmoid())
+
+
+def ends_in_log_softmax():
+    return _ending(nn.LogSoftmax(1))
+
+
+def _ending(last):
+    net = net_of_mine()
+    whole = nn.Sequential(net, last)
+    whole.default_cfg = net.default_cfg
+    return whole
+
+
+def scaled_to_255():
+    net = net_of_mine()
+    net.default_cfg |= {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+    return net
+
+
+def compiled():
+    net = net_of_mine()
+    net.block = torch.compile(net.block)
+    return torch.compile(net)
+
+
+def in_parallel():
+    return nn.DataParallel(net_of_mine())

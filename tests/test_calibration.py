@@ -23,8 +23,8 @@ from mgg_edge.runtime.engines.engine import open_engine
 from mgg_edge.runtime.sources.source import IteratorSource
 from mgg_edge.runtime.sources.source_demo import packaged as packaged_file
 from mgg_edge.runtime.sources.source_demo import packaged_faces
+from mgg_edge.scenes.courses import parse_weather
 from mgg_edge.scenes.sources import GlyphSource
-from mgg_edge.scenes.streams import parse_weather
 
 FEW, REST = np.array([8]), np.array([*range(8), *range(9, 36)])  # a site that shows the letter I; all others
 

@@ -25,17 +25,19 @@ from mgg_edge.errors import UnsupportedError, UsageError  # noqa: E402
 from mgg_edge.export.engine_method import EngineMethod  # noqa: E402
 from mgg_edge.export.evaluation import EvaluationRequest, plan_jobs, run_job  # noqa: E402
 from mgg_edge.export.restore import restore_step  # noqa: E402
+from mgg_edge.learn.class_folders import Naming, open_class_folders  # noqa: E402
 from mgg_edge.learn.evaluation.scenery import Scenery, open_scenery  # noqa: E402
 from mgg_edge.learn.methods.discrepancy import RuleMethod  # noqa: E402
 from mgg_edge.learn.pictures import FolderSource  # noqa: E402
 from mgg_edge.learn.reader import READER_NAME  # noqa: E402
 from mgg_edge.manifest import PreprocessInfo  # noqa: E402
 from mgg_edge.runtime import Bundle, open_engine  # noqa: E402
-from mgg_edge.scenes.glyphs import save_glyphs  # noqa: E402
+from mgg_edge.scenes.glyphs import CHARACTERS, save_glyphs  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
 BATCH, FRAMES = 8, 96
+NAMING = Naming(tuple(f"class {label}" for label in range(6)))
 # Largest difference of logits of about 5 between two float32 engines after 12 steps of at most 1e-3 a scalar.
 LOGITS_TOLERANCE = 1e-3
 INFO = PreprocessInfo(16, 24, "shortest-side", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
@@ -77,7 +79,8 @@ def weights(folders, tmp_path_factory):
         model = timm.create_model(READER_NAME, num_classes=6).eval()
     info = PreprocessInfo(32, 32, "squash", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
     labels = np.repeat(np.arange(6), 60)
-    frames = torch.from_numpy(FolderSource(folders[0], info, 6).draw(labels, np.random.default_rng(0)))
+    found = open_class_folders(folders[0], NAMING)
+    frames = torch.from_numpy(FolderSource(found.paths, found.labels, info).draw(labels, np.random.default_rng(0)))
     with torch.no_grad():
         tokens = model.forward_features((frames.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5)
         embedding = model.forward_head(tokens, pre_logits=True)
@@ -139,8 +142,8 @@ def test_a_sweep_from_end_to_end_and_again(folders, weights, tmp_path, capsys):
         (method, seed) for method in ("none", "tent:rate_factor=3") for seed in "01"
     ]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "parts", "results.csv", "summary.json", "report.html", "accuracy_over_time.png", "accuracy_against_updates.png",
-        "accuracy_by_domain.png",
+        "parts", "results.csv", "predictions.npz", "summary.json", "report.html", "accuracy_over_time.png",
+        "accuracy_against_updates.png", "accuracy_by_domain.png", "samples.png",
     }  # fmt: skip
     code, again, stderr = mgg_edge(capsys, *words)
     assert code == 0
@@ -219,7 +222,7 @@ def test_logits_and_theta_of_both_engines_step_by_step(folders, bundle, batch):
     loaded = Bundle.load(bundle)
     engine = open_engine(loaded, threads=1)
     exported, plain = EngineMethod(loaded, engine), RuleMethod(restore_step(loaded), BATCH)
-    stream = open_scenery(folders[1], folders[0], loaded.manifest.preprocess, 6).stream(
+    stream = open_scenery(folders[1], folders[0], loaded.manifest.preprocess, NAMING).stream(
         "clean", batch=batch, frames=48, seed=1
     )
     first, second = exported.init(), plain.init()
@@ -288,7 +291,7 @@ def test_glyphs_as_data(glyphs):
 
 def test_streams_repeat_by_seed_and_differ_from_what_is_kept_apart(glyphs):
     info = PreprocessInfo(32, 32, "squash", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    scenery = open_scenery(glyphs, None, info, 36)
+    scenery = open_scenery(glyphs, None, info, Naming(tuple(CHARACTERS)))
     stream = scenery.stream("clean", batch=8, frames=20, seed=3)
     first, again = list(stream), list(stream)
     assert [len(part.labels) for part in first] == [8, 8]
@@ -304,7 +307,7 @@ def test_streams_repeat_by_seed_and_differ_from_what_is_kept_apart(glyphs):
     with pytest.raises(UsageError, match="weather: expected clean or KIND"):
         scenery.held_out("rain", 5)
     with pytest.raises(UsageError, match="36 classes"):
-        open_scenery(glyphs, None, info, 10)
+        open_scenery(glyphs, None, info, Naming(tuple("0123456789")))
 
 
 def test_folders_of_images(tmp_path):
@@ -312,14 +315,39 @@ def test_folders_of_images(tmp_path):
         (tmp_path / name / "deep").mkdir(parents=True)
         for number in range(2):
             Image.new("RGB", (40, 30), (level + number,) * 3).save(tmp_path / name / "deep" / f"{number}.png")
-    source = FolderSource(tmp_path, INFO, 5)
-    assert source.classes == ("a", "b")
-    frames = source.draw(np.array([0, 1, 0]), np.random.default_rng(0))
+    naming = Naming(("b", "c", "a"))
+    found = open_class_folders(tmp_path, naming)
+    source = FolderSource(found.paths, found.labels, INFO)
+    assert (source.classes, source.available.tolist(), len(source)) == (("b", "c", "a"), [0, 2], 4)
+    frames = source.draw(np.array([2, 0, 2]), np.random.default_rng(0))
     assert frames.shape == (3, 16, 24, 3)
     assert [bool(frame.mean() > 150) for frame in frames] == [False, True, False]
-    assert source.clip(1, 3, np.random.default_rng(0)).shape == (3, 16, 24, 3)
-    with pytest.raises(UsageError, match="at most 1, found 2"):
-        FolderSource(tmp_path, INFO, 1)
-    with pytest.raises(UsageError, match="--source-data"):
-        open_scenery(tmp_path, None, INFO, 5)
-    assert isinstance(open_scenery(tmp_path, tmp_path, INFO, 5), Scenery)
+    assert source.clip(0, 3, np.random.default_rng(0)).shape == (3, 16, 24, 3)
+    with pytest.raises(UsageError, match="a class of at least 3 pictures"):
+        open_scenery(tmp_path, None, INFO, naming)
+    scenery = open_scenery(tmp_path, tmp_path, INFO, naming)
+    assert isinstance(scenery, Scenery)
+    assert scenery.classes.tolist() == [0, 2]
+    assert open_scenery(tmp_path, tmp_path, INFO, naming, mask=False).classes is None
+
+
+def pixels(frames):
+    return {frame.tobytes() for frame in frames}
+
+
+def test_pictures_of_the_stream_kept_apart_and_of_the_source_are_all_different(folders):
+    info = PreprocessInfo(32, 32, "squash", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    scenery = open_scenery(folders[1], None, info, NAMING)
+    once = list(scenery.stream("one-pass", batch=16, frames=16, seed=0))
+    shown = pixels(np.concatenate([part.frames for part in once]))
+    assert sorted(np.bincount(np.concatenate([part.labels for part in once]))) == [18] * 6
+    assert len(shown) == 108  # every picture of the stream's part, none twice
+    apart, source = scenery.held_out("clean", 1000).frames, scenery.source_frames(1000).numpy()
+    assert (len(apart), len(source)) == (36, 36)
+    assert not shown & pixels(apart)
+    assert not (shown | pixels(apart)) & pixels(source)
+    assert pixels(scenery.clean(1000).frames) == pixels(apart)
+    drawn = np.concatenate([part.frames for part in scenery.stream("clean", batch=16, frames=320, seed=0)])
+    assert pixels(drawn) <= shown
+    whole = open_scenery(folders[1], folders[0], info, NAMING, keep_apart=False)
+    assert sum(len(part.labels) for part in whole.stream("one-pass", batch=16, frames=16, seed=0)) == 180

@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the learn half needs the export extra")
 
 from mgg_edge.errors import UsageError  # noqa: E402
-from mgg_edge.learn.evaluation import Checks, evaluate, rows_as_csv, summarise, summary_table  # noqa: E402
+from mgg_edge.learn.evaluation import Checks, evaluate, rows_as_csv, summarise, summary_table, verdicts  # noqa: E402
 from mgg_edge.learn.evaluation.memory import peak_memory_mb, reset_peak_memory  # noqa: E402
 from mgg_edge.learn.evaluation.metrics import (  # noqa: E402
     calibration_error,
@@ -205,10 +205,12 @@ def test_the_plot_against_updates_shows_the_numbers(monkeypatch):
     from matplotlib.axes import Axes
 
     drawn = []
-    plot = Axes.plot
-    monkeypatch.setattr(Axes, "plot", lambda self, *data, **style: drawn.append(data) or plot(self, *data, **style))
+    plot = Axes.errorbar
+    monkeypatch.setattr(Axes, "errorbar", lambda self, *data, **style: drawn.append(data) or plot(self, *data, **style))
     draw_plots(rows()[:2])
-    assert [list(values) for _, values in drawn][-1] == pytest.approx([40.0, 45.0, 50.0, 55.0])
+    _, values, bars = drawn[-1]
+    assert list(values) == pytest.approx([40.0, 45.0, 50.0, 55.0])
+    assert bars is None or len(bars) == 4
 
 
 def test_the_report_needs_nothing_else():
@@ -223,13 +225,31 @@ def test_the_report_needs_nothing_else():
             assert tag not in ("script", "link", "iframe", "snow")
 
     summaries = summarise([{**entry, "method": f"<snow>{entry['method']}"} for entry in rows()])
-    page = html_report("a <b> title", {"data": "<snow> & ice"}, summaries, {"accuracy_over_time": b"png"})
+    page = html_report(
+        "a <b> title", {"data": "<snow> & ice"}, summaries, {"accuracy_over_time": b"png"}, {"a<b": "0 x"}
+    )
     reader = Reader()
     reader.feed(page)
     assert reader.links == ["data:image/png;base64,cG5n"]
-    assert reader.cells == 4 * len(summary_table(summaries)[0])
+    assert reader.cells == 4 * len(summary_table(summaries)[0]) + 2
+    assert "<td>a&lt;b</td><td>0 x</td>" in page
     assert "&lt;snow&gt; &amp; ice" in page
     assert "http" not in page
+
+
+def test_the_verdict_names_the_best_and_says_how_sure_it_is():
+    def row(method, seed, accuracy):
+        return {**rows()[0], "stream": "clean", "method": method, "seed": seed, "accuracy": accuracy}
+
+    first = verdicts(summarise([row("none", 0, 0.5), row("tent", 0, 0.6)]))
+    assert first == [
+        "On clean tent answers best online: 60.0 %. That is +10.0 points on none (one seed says nothing about chance)."
+    ]
+    noisy = [row("none", 0, 0.50), row("none", 1, 0.54), row("tent", 0, 0.51), row("tent", 1, 0.55)]
+    assert "That is +1.0 points on none (spread 4.0), within what chance does." in verdicts(summarise(noisy))[0]
+    assert verdicts(summarise([row("none", 0, 0.5), row("tent", 0, 0.4)])) == [
+        "On clean no method is better online than none: 50.0 %."
+    ]
 
 
 def test_batches_of_the_toy_stream_repeat():

@@ -14,7 +14,7 @@ from PIL import Image
 from mgg_edge.errors import SourceError, UsageError
 from mgg_edge.manifest import PreprocessInfo
 from mgg_edge.runtime import preprocess
-from mgg_edge.runtime.preprocess import fit, resized_size
+from mgg_edge.runtime.preprocess import fit
 
 INFO = PreprocessInfo(224, 224, "shortest-side", 0.9, "bicubic", (0.5,) * 3, (0.5,) * 3)
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -32,10 +32,10 @@ def smooth(height: int, width: int) -> np.ndarray:
 def with_pil(picture: np.ndarray, info: PreprocessInfo) -> np.ndarray:
     """What torchvision's Resize and CenterCrop do to a PIL picture, for square inputs."""
     image = Image.fromarray(picture)
-    if info.resize == "squash":
-        return np.asarray(image.resize((info.width, info.height), FILTERS[info.interpolation]))
     size, short = int(info.height / info.crop_fraction), min(image.size)
     width, height = (size if side == short else int(size * side / short) for side in image.size)
+    if info.resize == "squash":
+        width = height = size
     left, top = round((width - info.width) / 2.0), round((height - info.height) / 2.0)
     resized = image.resize((width, height), FILTERS[info.interpolation])
     return np.asarray(resized.crop((left, top, left + info.width, top + info.height)))
@@ -87,12 +87,12 @@ class TestGeometry:
         info = dataclasses.replace(INFO, crop_fraction=fraction)
         target, short = int(224 / fraction), min(size)
         expected = tuple(target if side == short else int(target * side / short) for side in size)
-        assert resized_size(*size, info) == expected
+        assert info.resized_size(*size) == expected
 
     def test_oblong_inputs_are_covered(self):
         info = dataclasses.replace(INFO, height=128, width=256, crop_fraction=1.0)
-        assert resized_size(300, 300, info) == (256, 256)
-        assert resized_size(100, 400, info) == (128, 512)
+        assert info.resized_size(300, 300) == (256, 256)
+        assert info.resized_size(100, 400) == (128, 512)
         assert fit(smooth(300, 300), info).shape == (128, 256, 3)
 
     @pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (3, 999), (999, 3), (223, 225), (255, 257)])
@@ -146,7 +146,7 @@ class TestGeometry:
 
     def test_trimming_a_strip_changes_little(self):
         picture = smooth(100, 1000)
-        whole = preprocess._scale(picture, resized_size(100, 1000, INFO), "bicubic")
+        whole = preprocess._scale(picture, INFO.resized_size(100, 1000), "bicubic")
         assert mean_difference(fit(picture, INFO), preprocess._centre(whole, (224, 224))) < 1.5
 
 

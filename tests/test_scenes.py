@@ -8,12 +8,13 @@ from characters import drawn_glyphs, family_of
 from mgg_edge.errors import SourceError, UsageError
 from mgg_edge.scenes import filters
 from mgg_edge.scenes.corruptions import BENCHMARK_KINDS, EXTRA_KINDS, KINDS, SEVERITIES, corrupt
+from mgg_edge.scenes.courses import parse_course, parse_weather
 from mgg_edge.scenes.domains import OPERATIONS, Domain, draw_domain
 from mgg_edge.scenes.filters import convolve, disk, displace, gaussian, line, plasma, rank_filter, smooth_noise
 from mgg_edge.scenes.glyphs import CHARACTERS, SPLITS, GlyphSet, load_glyphs, save_glyphs
 from mgg_edge.scenes.render import draw_scene, render
 from mgg_edge.scenes.sources import GlyphSource, require_labels
-from mgg_edge.scenes.streams import Stream, parse_course, parse_weather
+from mgg_edge.scenes.streams import Stream
 
 SOURCE = GlyphSource(drawn_glyphs())
 LABELS = np.arange(24)
@@ -232,15 +233,61 @@ class TestStreams:
         assert len(set(runs[:36, 0])) == 36
 
     def test_drift_comes_and_goes(self):
-        names = [weather.name for weather in parse_course("drift:fog,night").weathers]
+        names = [weather.name for weather in parse_course("drift:fog+night").weathers]
         assert names[:5] == names[15:20] == names[-5:] == ["clean"] * 5
         assert names[5:15] == [f"fog@{level}" for level in (1, 2, 3, 4, 5, 5, 4, 3, 2, 1)]
 
     def test_recurring_returns(self):
-        names = [weather.name for weather in parse_course("recurring:fog,contrast@2").weathers]
+        names = [weather.name for weather in parse_course("recurring:fog+contrast@2").weathers]
         assert names == ["fog@5", "contrast@2"] * 3
 
-    @pytest.mark.parametrize("text", ["", "iid", "iid:rain", "iid:fog@6", "iid:fog@x", "clean:fog", "drift:rain"])
+    def test_continual_is_every_kind_of_the_benchmark_once(self):
+        names = [weather.name for weather in parse_course("continual").weathers]
+        assert names == [f"{kind}@5" for kind in BENCHMARK_KINDS]
+        assert [weather.name for weather in parse_course("continual:fog+snow@2").weathers] == ["fog@5", "snow@2"]
+
+    def test_in_a_mixed_stream_every_frame_has_its_own_weather(self):
+        course = parse_course("mixed:contrast@5+brightness@5")
+        (batch,) = Stream(SOURCE, course, 64, 64, seed=0)
+        assert batch.domain == "mixed:contrast@5+brightness@5"
+        spread = batch.frames.reshape(64, -1).std(1)
+        assert 10 < (spread < np.median(spread) / 1.3).sum() < 54
+        again = parse_weather(batch.domain)
+        assert again == course.weathers[0]
+
+    def test_labels_of_a_correlated_stream_cluster_and_all_are_there(self):
+        def changes(text):
+            labels = np.concatenate([b.labels for b in Stream(SOURCE, parse_course(text), 36, 3600, seed=0)])
+            assert sorted(np.bincount(labels, minlength=36)) == [100] * 36
+            windows = labels.reshape(-1, 36)
+            return np.mean([len(set(window)) for window in windows])
+
+        assert changes("correlated:0.01") < changes("correlated:1") < changes("correlated:1000") < 36
+
+    def test_labels_shift_from_one_class_to_the_next(self):
+        course = parse_course("label-shift:100:fog@3")
+        labels = np.concatenate([b.labels for b in Stream(SOURCE, course, 36, 3600, seed=0)]).reshape(36, 100)
+        commonest = [np.bincount(part).argmax() for part in labels]
+        assert len(set(commonest)) == 36
+        shares = [np.bincount(part).max() / 100 for part in labels]
+        assert 0.6 < np.mean(shares) < 0.9  # (100 − 1) / (100 − 1 + 36), and chance
+        assert parse_course("label-shift").order.ratio == 100
+
+    def test_one_frame_at_a_time(self):
+        batches = list(Stream(SOURCE, parse_course("batch1:fog"), 8, 16, seed=0))
+        assert [len(batch.labels) for batch in batches] == [1] * 16
+
+    def test_drawn_characters_have_no_end(self):
+        with pytest.raises(UsageError, match="one-pass expected a folder of pictures"):
+            list(Stream(SOURCE, parse_course("one-pass"), 8, 16, seed=0))
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "", "iid", "iid:rain", "iid:fog@6", "iid:fog@x", "clean:fog", "drift:rain", "drift:fog,snow", "correlated",
+            "correlated:0", "correlated:nan", "correlated:fog", "label-shift:1", "mixed:clean+fog", "mixed:fog:snow",
+        ],
+    )  # fmt: skip
     def test_what_names_no_stream_is_refused(self, text):
         with pytest.raises(UsageError, match="expected"):
             parse_course(text)

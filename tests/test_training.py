@@ -16,6 +16,7 @@ from characters import drawn_glyphs  # noqa: E402
 from mgg_edge.cli.main import main  # noqa: E402
 from mgg_edge.errors import UsageError, WeightsError  # noqa: E402
 from mgg_edge.learn import Objective, measure_statistics  # noqa: E402
+from mgg_edge.learn.class_folders import Naming  # noqa: E402
 from mgg_edge.learn.pictures import LoadedSource, open_training_data  # noqa: E402
 from mgg_edge.learn.reader import READER_NAME  # noqa: E402
 from mgg_edge.learn.rules.files import load_rule, untrained_rule  # noqa: E402
@@ -32,6 +33,8 @@ from mgg_edge.scenes.sources import GlyphSource  # noqa: E402
 from vit import small_backbone  # noqa: E402
 
 pytestmark = pytest.mark.torch
+
+NAMING = Naming(tuple(f"class {label}" for label in range(10)))
 
 
 @pytest.fixture(autouse=True)
@@ -261,15 +264,15 @@ class TestRequests:
             folder.mkdir(exist_ok=True)
             Image.new("RGB", (40, 40), (30 * number, 0, 0)).save(folder / f"{number}.png")
         with pytest.raises(UsageError, match="expected at least 32 images to train on, found 8"):
-            open_training_data(tmp_path, info, 10, labelled=True)
-        with pytest.raises(UsageError, match="at most 3, found 4"):
-            open_training_data(tmp_path, info, 3, labelled=True)
+            open_training_data(tmp_path, info, NAMING, labelled=True)
+        with pytest.raises(UsageError, match="no class of the model: 'class 3'"):
+            open_training_data(tmp_path, info, Naming(NAMING.labels[:3]), labelled=True)
 
     def test_unlabelled_images_need_no_folders(self, tmp_path):
         info = PreprocessInfo(32, 32, "squash", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
         for number in range(40):
             Image.new("RGB", (40, 40), (6 * number, 0, 0)).save(tmp_path / f"{number:02}.png")
-        train, held_out = open_training_data(tmp_path, info, 10, labelled=False)
+        train, held_out = open_training_data(tmp_path, info, NAMING, labelled=False)
         assert (len(train), len(held_out)) == (32, 8)
         assert train.draw(np.zeros(3, int), rng()).shape == (3, 32, 32, 3)
 

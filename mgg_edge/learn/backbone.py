@@ -18,9 +18,11 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mgg_edge.errors import UnsupportedError
+from mgg_edge.errors import UnsupportedError, UsageError
 from mgg_edge.learn.backbone_models import create_model
+from mgg_edge.learn.backbone_outputs import as_logits
 from mgg_edge.learn.checkpoint import assign_weights
+from mgg_edge.learn.model_config import AS_CONFIGURED, ModelConfig, Preparation, check_scaling
 from mgg_edge.learn.norm_layers import ADAPT_ALL, choose_norms, discover_norms
 from mgg_edge.learn.norm_statistics import (
     DEFAULT_NORM_STATISTICS,
@@ -30,7 +32,8 @@ from mgg_edge.learn.norm_statistics import (
     replace_batch_norms,
 )
 from mgg_edge.learn.taps import choose_taps, collected, observe_calls
-from mgg_edge.manifest import PreprocessInfo
+from mgg_edge.learn.wrappers import unwrapped
+from mgg_edge.manifest import OUTPUTS, PreprocessInfo
 from mgg_edge.norms import NormLayout, NormParameter
 
 __all__ = ["NORM_STATISTICS", "Backbone", "BackboneOutput", "discover_norms"]
@@ -60,6 +63,8 @@ class Backbone:
         taps: where the features come from, in the order of z(x).
         preprocess: the model's own data configuration.
         classes: C, number of logits.
+        labels: what the classes are called, where that is known of the weights; else None.
+        outputs: what the module returns, see `mgg_edge.manifest.OUTPUTS`.
         features: D, length of z(x).
 
     Args:
@@ -69,6 +74,8 @@ class Backbone:
         adapt: which norms adapt, see `choose_norms`.
         taps: regular expression of module names, or None for the rule of the model's family.
         norm_statistics: of batch normalisation: `source`, `batch` or `mix:ALPHA`.
+        labels: what its classes are called; names of another number of classes are dropped.
+        outputs: what the module returns; the backbone returns logits always.
 
     Raises:
         UnsupportedError: a model that cannot adapt; the message names what is missing.
@@ -84,8 +91,11 @@ class Backbone:
         adapt: str = ADAPT_ALL,
         taps: str | None = None,
         norm_statistics: str = DEFAULT_NORM_STATISTICS,
+        labels: tuple[str, ...] | None = None,
+        outputs: str = OUTPUTS[0],
     ) -> None:
-        self.name, self.preprocess = name, preprocess
+        self.name, self.preprocess, self.outputs = name, check_scaling(preprocess), outputs
+        model = unwrapped(model)
         self.model = model.eval().requires_grad_(False)
         for module in model.modules():
             if hasattr(module, "fused_attn"):
@@ -97,6 +107,7 @@ class Backbone:
         if len(calls.output) != 2 or calls.output[1] < 2:
             raise UnsupportedError(f"backbone: '{name}' returns {calls.output}; expected logits of at least 2 classes")
         self.classes = calls.output[1]
+        self.labels = labels if labels is not None and len(labels) == self.classes else None
         self.norms = choose_norms(layout, list(calls.shapes), adapt)
         self.taps = choose_taps(model, calls, taps)
         self.features = sum(tap.features for tap in self.taps)
@@ -114,6 +125,9 @@ class Backbone:
         adapt: str = ADAPT_ALL,
         taps: str | None = None,
         norm_statistics: str = DEFAULT_NORM_STATISTICS,
+        outputs: str = OUTPUTS[0],
+        config: ModelConfig | None = None,
+        preparation: Preparation = AS_CONFIGURED,
         **options: Any,
     ) -> Backbone:
         """Build a model of timm, of torchvision (`torchvision/NAME`) or of one's own (`package.module:factory`).
@@ -125,6 +139,9 @@ class Backbone:
             adapt: which norms adapt.
             taps: regular expression of modules to tap.
             norm_statistics: how the statistics of batch normalisation move.
+            outputs: what the model returns.
+            config: what lies beside the weights.
+            preparation: of pictures, over the model's own configuration.
             options: further arguments of the model, such as `img_size` or `num_classes`.
 
         Raises:
@@ -132,10 +149,19 @@ class Backbone:
             WeightsError: the weights do not fit, are not finite or cannot be downloaded.
             UnsupportedError: see the constructor.
         """
-        model, preprocess = create_model(name, pretrained=weights == "pretrained", seed=seed, options=options)
+        pretrained = isinstance(weights, str) and weights == "pretrained"
+        found = create_model(name, pretrained=pretrained, seed=seed, options=options, config=config)
         if not isinstance(weights, str):
-            assign_weights(model, weights, where=name)
-        return cls(model, name, preprocess, adapt=adapt, taps=taps, norm_statistics=norm_statistics)
+            assign_weights(found.module, weights, where=name)
+        backbone = cls(
+            found.module, name, preparation.over(found.preprocess), adapt=adapt, taps=taps,
+            norm_statistics=norm_statistics, labels=found.labels, outputs=outputs,
+        )  # fmt: skip
+        if backbone.classes != (asked := options.get("num_classes", backbone.classes)):
+            raise UsageError(
+                f"backbone: expected '{name}' to make a model of {asked} classes, found {backbone.classes}"
+            )
+        return backbone
 
     @classmethod
     def from_module(
@@ -152,6 +178,8 @@ class Backbone:
         adapt: str = ADAPT_ALL,
         taps: str | None = None,
         norm_statistics: str = DEFAULT_NORM_STATISTICS,
+        labels: tuple[str, ...] | None = None,
+        outputs: str = OUTPUTS[0],
     ) -> Backbone:
         """Take a module of one's own, with the weights it has; it is changed (see the constructor).
 
@@ -167,6 +195,8 @@ class Backbone:
             adapt: which norms adapt.
             taps: regular expression of modules to tap.
             norm_statistics: how the statistics of batch normalisation move.
+            labels: what the classes are called.
+            outputs: what the module returns.
 
         Raises:
             UnsupportedError, UsageError: see the constructor.
@@ -174,7 +204,10 @@ class Backbone:
         height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
         preprocess = PreprocessInfo(height, width, resize, crop_fraction, interpolation, tuple(mean), tuple(std))
         called = type(module).__name__ if name is None else name
-        return cls(module, called, preprocess, adapt=adapt, taps=taps, norm_statistics=norm_statistics)
+        return cls(
+            module, called, preprocess, adapt=adapt, taps=taps, norm_statistics=norm_statistics, labels=labels,
+            outputs=outputs,
+        )  # fmt: skip
 
     @property
     def infer_state(self) -> tuple[str, ...]:
@@ -261,7 +294,8 @@ class Backbone:
         self._moved.weight, self._moved.tensors = weight, {}
         try:
             with collected(self.model, self.taps) as pooled:
-                logits = functional_call(self.model, {**tensors, **norms}, (inputs,), strict=True)
+                raw = functional_call(self.model, {**tensors, **norms}, (inputs,), strict=True)
+            logits = as_logits(raw, self.outputs)
             moved = {**tensors, **self._moved.tensors}  # a layer that did not run moves nothing
         finally:
             self._moved.weight, self._moved.reference, self._moved.tensors = 0.0, None, {}

@@ -1,9 +1,9 @@
 """Classifiers by name: timm's, torchvision's (`torchvision/NAME`), and anybody's (`package.module:factory`).
 
-A factory of one's own is called without arguments, or with `img_size` and `num_classes` where they are asked for, and
-returns an `nn.Module` from images f[B, 3, H, W] to logits f[B, C]. How pictures are prepared it says as timm's models
-do, in an attribute `default_cfg` (`input_size`, `mean`, `std`, `crop_pct`, `interpolation`); without one timm's
-defaults hold. A factory that takes no `img_size` is asked without it.
+A factory of one's own is called with `img_size` and `num_classes` where they are asked for and its signature takes
+them, else without, and returns an `nn.Module` from images f[B, 3, H, W] to logits f[B, C]. How pictures are prepared it
+says as timm's models do, in an attribute `default_cfg` (`input_size`, `mean`, `std`, `crop_pct`, `interpolation`);
+without one timm's defaults hold.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import inspect
 import socket
 import sys
 import urllib.parse
@@ -28,13 +29,17 @@ import torchvision.models
 from timm.data import resolve_data_config
 from torch import nn
 
-import mgg_edge.learn.reader  # noqa: F401 - registers the default backbone with timm
 from mgg_edge.errors import UnsupportedError, UsageError, WeightsError
+from mgg_edge.learn.imagenet import IMAGENET_CLASSES, imagenet_labels
+from mgg_edge.learn.model_config import ModelConfig
+from mgg_edge.learn.reader import READER_NAME  # the import registers the default backbone with timm
+from mgg_edge.learn.wrappers import unwrapped
 from mgg_edge.manifest import INTERPOLATIONS, PreprocessInfo
 
-__all__ = ["TORCHVISION", "create_model"]
+__all__ = ["TORCHVISION", "Model", "create_model"]
 
 TORCHVISION = "torchvision/"
+DEFAULT_INPUT = (3, 224, 224)
 _BUILD_ERRORS = (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError)
 
 
@@ -44,21 +49,39 @@ class _Library:
 
     title: str
     names: Callable[[], list[str]]
+    tags: Callable[[str], list[str]]
     build: Callable[..., nn.Module]
     preprocess: Callable[[nn.Module, str], PreprocessInfo]
     size_option: str
 
 
+@dataclass(frozen=True)
+class Model:
+    """A classifier, ready to be looked at.
+
+    Attributes:
+        module: the network.
+        preprocess: how its pictures are prepared.
+        labels: what its classes are called, where that is known for its weights.
+    """
+
+    module: nn.Module
+    preprocess: PreprocessInfo
+    labels: tuple[str, ...] | None
+
+
 def create_model(
-    name: str, *, pretrained: bool, seed: int, options: Mapping[str, Any]
-) -> tuple[nn.Module, PreprocessInfo]:
+    name: str, *, pretrained: bool, seed: int, options: Mapping[str, Any], config: ModelConfig | None = None
+) -> Model:
     """Build a model and say how its pictures are prepared.
 
     Args:
-        name: timm model name; `torchvision/` and a torchvision model name; or `package.module:factory`.
+        name: timm model name, with a tag or without; `torchvision/` and a torchvision model name; or
+            `package.module:factory`.
         pretrained: whether the package shall download its weights.
         seed: of random weights; the global generator is left alone.
         options: arguments of the model; `img_size` also serves models that take any size.
+        config: what lies beside the weights of a timm model.
 
     Raises:
         UsageError: no such model, near matches are suggested; or options it cannot be built with.
@@ -69,15 +92,35 @@ def create_model(
     if ":" in name:
         return _own_model(name, seed, dict(options))
     library, label = (_TORCHVISION, name.removeprefix(TORCHVISION)) if name.startswith(TORCHVISION) else (_TIMM, name)
-    names = library.names()
-    if label not in names:
+    _check_name(library, label)
+    followed: dict[str, Any] = {}
+    if config is not None:
+        followed = {**config.arguments, "pretrained_cfg": dict(config.pretrained)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _build(library, label, pretrained, {**followed, **options})
+    labels = _labels(model) if pretrained or config is not None or label == READER_NAME else None
+    return Model(model, _checked(library.preprocess(model, label), options), labels)
+
+
+def _check_name(library: _Library, label: str) -> None:
+    names, (architecture, _, tag) = library.names(), label.partition(".")
+    if architecture not in names:
         near = difflib.get_close_matches(label, names, n=3, cutoff=0.5)
         hint = f"; did you mean {', '.join(near)}?" if near else f"; see {library.title}.list_models()"
         raise UsageError(f"backbone: {library.title} has no model '{label}'{hint}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = _build(library, label, pretrained, dict(options))
-    return model, _checked(library.preprocess(model, label), options)
+    if tag and label not in (tags := library.tags(architecture)):
+        known = f"it has {', '.join(tags)}" if tags else "it has none"
+        raise UsageError(f"backbone: {library.title}'s '{architecture}' has no weights '{tag}'; {known}")
+
+
+def _labels(model: nn.Module) -> tuple[str, ...] | None:
+    """Names of the classes of a timm or torchvision model whose weights are those of its configuration."""
+    own: Any = getattr(model, "pretrained_cfg", None) or {}
+    names, descriptions = own.get("label_names"), own.get("label_descriptions") or {}
+    if isinstance(names, (list, tuple)) and names:
+        return tuple(str(descriptions.get(name, name)) for name in names)
+    return imagenet_labels() if own.get("num_classes", IMAGENET_CLASSES) == IMAGENET_CLASSES else None
 
 
 def _checked(preprocess: PreprocessInfo, options: Mapping[str, Any]) -> PreprocessInfo:
@@ -92,8 +135,11 @@ def _checked(preprocess: PreprocessInfo, options: Mapping[str, Any]) -> Preproce
     return preprocess
 
 
-def _own_model(name: str, seed: int, options: dict[str, Any]) -> tuple[nn.Module, PreprocessInfo]:
-    """What a factory named `package.module:factory` makes; the working directory is a place to import from."""
+def _own_model(name: str, seed: int, options: dict[str, Any]) -> Model:
+    """What a factory named `package.module:factory` makes; the working directory is a place to import from.
+
+    It is called in the same way whatever the command is: with those options that its signature takes.
+    """
     path, _, attribute = name.partition(":")
     before = list(sys.path)
     sys.path.insert(0, str(Path.cwd()))
@@ -108,13 +154,23 @@ def _own_model(name: str, seed: int, options: dict[str, Any]) -> tuple[nn.Module
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = _without_size(factory, "img_size", options)
+            model = factory(**_taken(factory, options))
     except _BUILD_ERRORS as error:
         given = f" with options {options}" if options else ""
         raise UsageError(f"backbone: '{name}' cannot build a model{given}: {_reason(error)}") from error
     if not isinstance(model, nn.Module):
         raise UsageError(f"backbone: expected '{name}' to return a torch.nn.Module, found {type(model).__name__}")
-    return model, _checked(_timm_preprocess(model, name), options)
+    model = unwrapped(model)
+    return Model(model, _checked(_timm_preprocess(model, name), options), None)
+
+
+def _taken(factory: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a factory's signature takes."""
+    parameters = inspect.signature(factory).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return dict(options)
+    names = {parameter.name for parameter in parameters if parameter.kind is not parameter.POSITIONAL_ONLY}
+    return {name: value for name, value in options.items() if name in names}
 
 
 def _build(library: _Library, label: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
@@ -180,7 +236,7 @@ def _reason(error: Exception) -> str:
 def _timm_preprocess(model: nn.Module, _label: str) -> PreprocessInfo:
     # Before timm 1.0 the attribute was called so, and own models may follow either.
     own: Any = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
-    config = resolve_data_config({}, pretrained_cfg=own)
+    config = resolve_data_config({}, pretrained_cfg=own or {"input_size": DEFAULT_INPUT})
     resize = {"center": "shortest-side", "squash": "squash"}.get(config["crop_mode"], config["crop_mode"])
     _, height, width = config["input_size"]
     return PreprocessInfo(
@@ -213,10 +269,16 @@ def _build_torchvision(label: str, *, pretrained: bool = False, **options: Any) 
     return torchvision.models.get_model(label, weights=weights, **options)
 
 
-_TIMM = _Library("timm", timm.list_models, timm.create_model, _timm_preprocess, "img_size")
+def _timm_tags(architecture: str) -> list[str]:
+    """The names with tags of a model of timm's."""
+    return [name for name in timm.list_models(f"{architecture}.*", include_tags=True) if "." in name]
+
+
+_TIMM = _Library("timm", timm.list_models, _timm_tags, timm.create_model, _timm_preprocess, "img_size")
 _TORCHVISION = _Library(
     "torchvision",
     lambda: torchvision.models.list_models(module=torchvision.models),
+    lambda _architecture: [],
     _build_torchvision,
     _torchvision_preprocess,
     "image_size",

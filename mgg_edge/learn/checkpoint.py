@@ -22,6 +22,7 @@ NESTED_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", 
 # DataParallel, Lightning, torch.compile.
 PREFIXES = ("module.", "model.", "_orig_mod.")
 AVERAGE_COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
+BATCH_COUNTER = "num_batches_tracked"
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 _GLOBAL = re.compile(r"(?:GLOBAL|global:?|Unsupported class) ([A-Za-z_][\w.]*\.[\w.]+)")
 MAX_NAMED = 3
@@ -73,10 +74,16 @@ def _refusal(path: Path, error: Exception) -> str:
 def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
     """Copy a state dict into a model.
 
+    Names may have a common prefix, with names of others beside them, as a training's own module has them (`model.…`,
+    `criterion.…`); the log says what is left out. Counters of batches (`num_batches_tracked`), which nothing computes
+    with, may be absent.
+
     Raises:
         WeightsError: names that are missing or unexpected, shapes that differ, or numbers that are not finite.
     """
     expected = model.state_dict()
+    counters = {name: value for name, value in expected.items() if name.endswith(BATCH_COUNTER)}
+    weights = {**counters, **_of_the_model(weights, set(expected) - set(counters), where)}
     problems = []
     if missing := sorted(set(expected) - set(weights)):
         problems.append(f"missing {_some(missing)}")
@@ -90,6 +97,20 @@ def assign_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) 
     if problems:
         raise WeightsError(f"{where}: the weights do not fit: {'; '.join(problems[:MAX_NAMED])}")
     model.load_state_dict(dict(weights))
+
+
+def _of_the_model(weights: Mapping[str, Tensor], needed: set[str], where: str) -> dict[str, Tensor]:
+    """The weights below the prefix under which all that a model needs is found; as they are where there is none."""
+    if not needed or needed <= set(weights):
+        return dict(weights)
+    longest = max(needed, key=len)
+    prefixes = {name.removesuffix(longest) for name in weights if name.endswith(f".{longest}")}
+    whole = [prefix for prefix in sorted(prefixes) if all(prefix + name in weights for name in needed)]
+    if len(whole) != 1:
+        return dict(weights)
+    others = sorted(name for name in weights if not name.startswith(whole[0]))
+    logger.info("%s: taking the weights below '%s'; left out are %s", where, whole[0], _some(others) or "none")
+    return {name.removeprefix(whole[0]): value for name, value in weights.items() if name.startswith(whole[0])}
 
 
 def _find_tensors(content: Any, path: Path) -> dict[str, Tensor]:

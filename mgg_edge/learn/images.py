@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torchvision.transforms import functional
 from torchvision.transforms.functional import InterpolationMode
 
 from mgg_edge.errors import UsageError
+from mgg_edge.files import is_clutter
 from mgg_edge.manifest import PreprocessInfo
 from mgg_edge.scenes.picture_file import read_picture
 
@@ -23,14 +23,18 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
 
 def find_images(directory: Path) -> list[Path]:
-    """Image files below a directory, sorted by path.
+    """Image files below a directory, sorted by path; what systems and tools leave there (`is_clutter`) is no data.
 
     Raises:
         UsageError: no such directory, or no image in it.
     """
     if not directory.is_dir():
         raise UsageError(f"{directory}: expected a directory of images")
-    paths = sorted(path for path in directory.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = sorted(
+        path
+        for path in directory.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not is_clutter(path.relative_to(directory)) and path.is_file()
+    )
     if not paths:
         raise UsageError(f"{directory}: found no images ({', '.join(SUFFIXES)})")
     return paths
@@ -48,14 +52,10 @@ def load_images(paths: list[Path], info: PreprocessInfo, batch: int) -> Iterator
 
 
 def fit_image(image: Image.Image, info: PreprocessInfo) -> Tensor:
-    """Resize and crop as timm's evaluation transform does: u8[H, W, 3]."""
-    mode = InterpolationMode(info.interpolation)
-    if info.resize == "squash":
-        fitted = functional.resize(image, [info.height, info.width], mode)
-    else:
-        side = math.floor(min(info.height, info.width) / info.crop_fraction)
-        fitted = functional.center_crop(functional.resize(image, [side], mode), [info.height, info.width])
-    return torch.from_numpy(np.array(fitted))
+    """Resize and crop by the rule of the run time, which is timm's evaluation transform: u8[H, W, 3]."""
+    size = info.resized_size(image.height, image.width)
+    resized = functional.resize(image, list(size), InterpolationMode(info.interpolation))
+    return torch.from_numpy(np.array(functional.center_crop(resized, [info.height, info.width])))
 
 
 def synthetic_frames(count: int, height: int, width: int, seed: int) -> Tensor:

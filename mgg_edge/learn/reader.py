@@ -14,6 +14,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from mgg_edge.scenes.glyphs import CHARACTERS
+
 __all__ = ["READER_NAME", "READER_SIZE", "ConvolutionalStem", "mgg_reader_32"]
 
 READER_NAME = "mgg_reader_32"
@@ -86,6 +88,7 @@ default_cfgs = generate_default_cfgs(
             "std": (0.5, 0.5, 0.5),
             "first_conv": "patch_embed.layers.0",
             "classifier": "head",
+            "label_names": list(CHARACTERS),
         }
     }
 )

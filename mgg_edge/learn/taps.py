@@ -83,6 +83,7 @@ def observe_calls(model: nn.Module, height: int, width: int) -> Calls:
 
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     unreal = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    before = {name: _identity(tensor) for name, tensor in unreal.items()}
     handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
     handles += [module.register_forward_pre_hook(enter(name)) for name, module in model.named_modules() if name]
     try:
@@ -99,9 +100,20 @@ def observe_calls(model: nn.Module, height: int, width: int) -> Calls:
     finally:
         for handle in handles:
             handle.remove()
+    if changed := [name for name, tensor in unreal.items() if _identity(tensor) != before[name]]:
+        owner = type(model.get_submodule(changed[0].rpartition(".")[0])).__name__
+        raise UnsupportedError(
+            f"backbone: {owner} changes its buffer '{changed[0]}' in forward, which a graph cannot remember: compute "
+            "without it in evaluation mode"
+        )
     if not isinstance(output, Tensor):
         raise UnsupportedError(f"backbone: {type(model).__name__} returns {type(output).__name__}; expected logits")
     return Calls(shapes, tuple(output.shape))
+
+
+def _identity(tensor: Tensor) -> tuple[int, int]:
+    """Which tensor it is, and how often it has been changed in place."""
+    return id(tensor), tensor._version  # noqa: SLF001 (PyTorch counts it nowhere else)
 
 
 def choose_taps(model: nn.Module, calls: Calls, pattern: str | None) -> tuple[TapInfo, ...]:

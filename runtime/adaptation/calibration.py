@@ -39,7 +39,7 @@ from mgg_edge.runtime.engines.engine import Engine, open_engine
 from mgg_edge.runtime.preprocess import fit
 from mgg_edge.runtime.sources.source import FrameSource
 from mgg_edge.scenes.corruptions import BENCHMARK_KINDS
-from mgg_edge.scenes.streams import Weather
+from mgg_edge.scenes.courses import Weather
 
 __all__ = ["CLEAN_WINDOWS", "MIN_FRAMES", "Measured", "calibrate", "gather_frames", "judge", "measure_site"]
 
@@ -190,7 +190,7 @@ def _report(
     clean, truth = frames[chosen], classes[chosen]
     rows = []
     for number, kind in enumerate(BENCHMARK_KINDS):
-        weather = Weather(kind, REPORT_SEVERITY)
+        weather = Weather(((kind, REPORT_SEVERITY),))
         corrupted = weather(clean, np.random.default_rng(number))
         frozen, adapted = (_agreement(draft, corrupted, truth, mode, threads) for mode in ("off", "auto"))
         rows.append(SiteRow(weather.name, frozen, adapted))

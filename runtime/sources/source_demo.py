@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from mgg_edge.errors import UsageError
 from mgg_edge.runtime.sources.source import DEFAULT_RATE, ClosingSource, Frame
+from mgg_edge.scenes.courses import parse_weather
 from mgg_edge.scenes.glyphs import GlyphSet, load_glyphs
 from mgg_edge.scenes.sources import GlyphSource
-from mgg_edge.scenes.streams import parse_weather
 
 __all__ = ["COURSE", "DemoFrame", "DemoSource", "demo_frames", "packaged", "packaged_faces"]
 

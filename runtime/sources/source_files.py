@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mgg_edge.errors import MggEdgeError, SourceError, UsageError
+from mgg_edge.files import is_clutter
 from mgg_edge.runtime.sources.source import DEFAULT_RATE, ClosingSource, Frame
 from mgg_edge.runtime.sources.video import VideoSource
 from mgg_edge.scenes.picture_file import read_animation
@@ -120,7 +121,7 @@ def files_listed(path: Path) -> list[Path]:
     try:
         if not path.stat().st_size <= MAX_LIST_BYTES:
             raise UsageError(f"{path}: expected a list of at most {MAX_LIST_BYTES} bytes, found a larger file")
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()  # some editors begin with a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: expected a text file with one path a line: {error}") from error
     names = [(number, line.strip()) for number, line in enumerate(lines, 1)]
@@ -147,7 +148,13 @@ def _frames_of(path: Path) -> Iterator[tuple[float, npt.NDArray[np.uint8], float
 
 
 def _known(paths: Sequence[Path], where: str) -> list[Path]:
-    known = [path for path in paths if path.suffix.lower() in PICTURE_SUFFIXES | VIDEO_FILE_SUFFIXES and path.is_file()]
+    known = [
+        path
+        for path in paths
+        if path.suffix.lower() in PICTURE_SUFFIXES | VIDEO_FILE_SUFFIXES
+        and not is_clutter(Path(path.name))
+        and path.is_file()
+    ]
     if not known:
         raise UsageError(f"{where}: expected pictures or videos, found none ({len(paths)} other entries)")
     return known

@@ -1,4 +1,4 @@
-"""Plots of a sweep as PNG files in memory, means over seeds."""
+"""Plots of a sweep as PNG files in memory: means over seeds, and their standard deviation as bars or bands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_plots"]
+__all__ = ["draw_plots", "figure_of", "png"]
 
 DOTS_PER_INCH = 110
 MAX_PANELS = 12
@@ -46,17 +46,26 @@ def _mean_of(values: Sequence[Sequence[float]]) -> list[float]:
     return [float(value) for value in np.mean([part[:length] for part in values], axis=0)]
 
 
+def _spread_of(values: Sequence[Sequence[float]]) -> list[float]:
+    """Element-wise standard deviation over two or more seeds, over the length all of them have."""
+    length = min(map(len, values))
+    return [float(value) for value in np.std([part[:length] for part in values], axis=0, ddof=1)]
+
+
 def _over_time(rows: Sequence[Row]) -> bytes:
     figure, panels = _panels(_unique(rows, "stream"))
     for stream, axes in panels:
         for index, method in enumerate(_unique(rows, "method")):
             series = [row["timeline"] for row in rows if (row["stream"], row["method"]) == (stream, method)]
             if series:
-                values = _smooth(_mean_of(series))
+                values = 100 * np.array(_smooth(_mean_of(series)))
                 places = np.linspace(0, 100, len(values))
-                axes.plot(places, [100 * value for value in values], label=method, **_style(index))
+                axes.plot(places, values, label=method, **_style(index))
+                if len(series) > 1:
+                    spread = 100 * np.array(_smooth(_spread_of(series)))
+                    axes.fill_between(places, values - spread, values + spread, color=f"C{index % 10}", alpha=0.15)
         axes.set(title=stream, xlabel="share of the stream, %", ylabel="online accuracy, %")
-    return _png(figure, panels)
+    return png(figure, panels)
 
 
 def _against_updates(rows: Sequence[Row]) -> bytes:
@@ -67,11 +76,15 @@ def _against_updates(rows: Sequence[Row]) -> bytes:
         for index, method in enumerate(_unique(rows, "method")):
             found = [row["accuracy_after"] for row in _measured(rows, stream) if row["method"] == method]
             if found:
-                values = [100 * float(np.mean([entry[name] for entry in found if name in entry])) for name in names]
-                axes.plot(range(len(names)), values, marker="o", markersize=3, label=method, **_style(index))
+                known = [[100 * entry[name] for entry in found if name in entry] for name in names]
+                bars = [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in known]
+                axes.errorbar(
+                    range(len(names)), list(map(np.mean, known)), bars if any(bars) else None, marker="o",
+                    markersize=3, capsize=2, label=method, **_style(index),
+                )  # fmt: skip
         axes.set_xticks(range(len(names)), names)
         axes.set(title=stream, xlabel="batches seen", ylabel="accuracy on held-out frames, %")
-    return _png(figure, panels)
+    return png(figure, panels)
 
 
 def _heat_map(rows: Sequence[Row]) -> bytes:
@@ -82,7 +95,7 @@ def _heat_map(rows: Sequence[Row]) -> bytes:
         for j, domain in enumerate(domains):
             found = [row["domains"][domain] for row in rows if row["method"] == method and domain in row["domains"]]
             cells[i, j] = 100 * np.mean(found) if found else np.nan
-    figure = _figure(2.2 + 0.62 * len(domains), 1.6 + 0.34 * len(methods))
+    figure = figure_of(2.2 + 0.62 * len(domains), 1.6 + 0.34 * len(methods))
     axes = figure.subplots()
     image = axes.imshow(cells, aspect="auto", cmap="viridis", vmin=0, vmax=100)
     axes.set_xticks(range(len(domains)), domains, rotation=60, ha="right")
@@ -93,7 +106,7 @@ def _heat_map(rows: Sequence[Row]) -> bytes:
             text = "" if math.isnan(value) else f"{value:.0f}"
             axes.text(j, i, text, ha="center", va="center", fontsize=7, color="black" if value > 60 else "white")
     figure.colorbar(image, ax=axes)
-    return _png(figure, ())
+    return png(figure)
 
 
 def _measured(rows: Sequence[Row], stream: str) -> list[Row]:
@@ -112,10 +125,13 @@ def _smooth(values: Sequence[float], width: int = 7) -> list[float]:
 
 
 def _style(index: int) -> dict[str, Any]:
-    return {"color": f"C{index % 10}", "linestyle": ("-", "--", ":")[index // 10 % 3], "linewidth": 1.4}
+    """Each line narrower than the one before, so that equal ones show beneath each other."""
+    width = max(1.0, 3.4 - 0.4 * (index % 10))
+    return {"color": f"C{index % 10}", "linestyle": ("-", "--", ":")[index // 10 % 3], "linewidth": width}
 
 
-def _figure(width: float, height: float) -> Figure:
+def figure_of(width: float, height: float) -> Figure:
+    """An empty figure, sides in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", dpi=DOTS_PER_INCH)
@@ -126,14 +142,15 @@ def _panels(titles: Sequence[str]) -> tuple[Figure, list[tuple[str, Axes]]]:
     shown = list(titles)[:MAX_PANELS]
     columns = min(3, len(shown))
     lines = math.ceil(len(shown) / columns)
-    figure = _figure(PANEL_INCHES[0] * columns + 1.4, PANEL_INCHES[1] * lines)
+    figure = figure_of(PANEL_INCHES[0] * columns + 1.4, PANEL_INCHES[1] * lines)
     grid = figure.subplots(lines, columns, squeeze=False).flatten().tolist()
     for unused in grid[len(shown) :]:
         unused.set_visible(False)
     return figure, list(zip(shown, grid, strict=False))
 
 
-def _png(figure: Figure, panels: Sequence[tuple[str, Axes]]) -> bytes:
+def png(figure: Figure, panels: Sequence[tuple[str, Axes]] = ()) -> bytes:
+    """A PNG file of a figure, with one legend for its panels."""
     if panels:
         handles, labels = panels[0][1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", frameon=False)

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from mgg_edge.learn.evaluation.tables import Summary, summary_table
+from mgg_edge.learn.evaluation.tables import Summary, summary_table, verdicts
 
 __all__ = ["html_report"]
 
@@ -22,7 +22,13 @@ held-out frames of the same domain. <b>worst 500</b>: least online accuracy of 5
 last state on clean frames. Mean ± standard deviation over seeds.</p>"""
 
 
-def html_report(title: str, facts: Mapping[str, str], summaries: Sequence[Summary], plots: Mapping[str, bytes]) -> str:
+def html_report(
+    title: str,
+    facts: Mapping[str, str],
+    summaries: Sequence[Summary],
+    plots: Mapping[str, bytes],
+    mapping: Mapping[str, str],
+) -> str:
     """The report.
 
     Args:
@@ -30,8 +36,10 @@ def html_report(title: str, facts: Mapping[str, str], summaries: Sequence[Summar
         facts: what was run, by name.
         summaries: the table.
         plots: PNG files by name.
+        mapping: class of each folder.
     """
     header, rows = summary_table(summaries)
+    sentences = "".join(f"<p>{escape(sentence)}</p>\n" for sentence in verdicts(summaries))
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
     entries = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
@@ -42,7 +50,18 @@ def html_report(title: str, facts: Mapping[str, str], summaries: Sequence[Summar
     )
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n<dl>{entries}</dl>\n"
+        f"<style>{_STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n{sentences}<dl>{entries}</dl>\n"
         f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
-        f"{_NOTES}\n{pictures}</body></html>\n"
+        f"{_NOTES}\n{pictures}{_mapping(mapping)}</body></html>\n"
+    )
+
+
+def _mapping(mapping: Mapping[str, str]) -> str:
+    """Which folder was taken for which class."""
+    if not mapping:
+        return ""
+    rows = "".join(f"<tr><td>{escape(folder)}</td><td>{escape(known)}</td></tr>\n" for folder, known in mapping.items())
+    return (
+        f"<details><summary>Folders and classes ({len(mapping)})</summary><table><thead><tr><th>folder</th>"
+        f"<th>class</th></tr></thead><tbody>\n{rows}</tbody></table></details>\n"
     )

@@ -13,7 +13,7 @@ import numpy as np
 from mgg_edge.learn.evaluation.jobs import Row
 from mgg_edge.learn.evaluation.trial import ALL, CHECKPOINTS
 
-__all__ = ["COLUMNS", "Column", "Summary", "rows_as_csv", "summarise", "summary_table"]
+__all__ = ["COLUMNS", "Column", "Summary", "rows_as_csv", "summarise", "summary_table", "verdicts"]
 
 ABSENT = "-"
 
@@ -102,6 +102,37 @@ def summary_table(summaries: Sequence[Summary]) -> tuple[list[str], list[list[st
     identities = [[entry.stream, entry.method, str(entry.seeds)] for entry in summaries]
     cells = [[_cell(entry, column) for column in shown] for entry in summaries]
     return header, [identity + part for identity, part in zip(identities, cells, strict=True)]
+
+
+def verdicts(summaries: Sequence[Summary]) -> list[str]:
+    """One sentence a stream: which method answers best online, and whether its lead over none is more than noise.
+
+    Where several seeds were run, a lead below twice the spread of both is called none.
+    """
+    streams: dict[str, list[Summary]] = {}
+    for entry in summaries:
+        streams.setdefault(entry.stream, []).append(entry)
+    return [_verdict(stream, members) for stream, members in streams.items()]
+
+
+def _verdict(stream: str, members: Sequence[Summary]) -> str:
+    best = max(members, key=lambda entry: entry.mean["accuracy"] or 0.0)
+    frozen = next((entry for entry in members if entry.method == "none"), None)
+    first = f"On {stream} {best.method} answers best online: {_percent(best)}."
+    if frozen is None:
+        return first
+    if best is frozen:
+        return f"On {stream} no method is better online than none: {_percent(frozen)}."
+    lead = 100 * ((best.mean["accuracy"] or 0.0) - (frozen.mean["accuracy"] or 0.0))
+    spread = 100 * float(np.hypot(best.std["accuracy"] or 0.0, frozen.std["accuracy"] or 0.0))
+    doubt = "one seed says nothing about chance" if best.seeds == 1 else f"spread {spread:.1f}"
+    within = best.seeds > 1 and lead < 2 * spread
+    return f"{first} That is {lead:+.1f} points on none ({doubt}){', within what chance does' if within else ''}."
+
+
+def _percent(entry: Summary) -> str:
+    spread = f" ± {100 * (entry.std['accuracy'] or 0.0):.1f}" if entry.seeds > 1 else ""
+    return f"{100 * (entry.mean['accuracy'] or 0.0):.1f}{spread} %"
 
 
 def rows_as_csv(rows: Sequence[Row]) -> str:

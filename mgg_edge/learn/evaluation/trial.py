@@ -79,6 +79,8 @@ class Result:
         frame_ms: time of a step divided by its frames, mean without the first batch.
         peak_memory_mb: of the process during the stream.
         non_finite: answers with NaN or Inf.
+        answers: each frame's `labels`, `predicted` class and `confidence`, as they came: any figure of answers online
+            can be computed anew from them.
     """
 
     frames: int
@@ -93,6 +95,7 @@ class Result:
     frame_ms: float
     peak_memory_mb: float
     non_finite: int
+    answers: dict[str, list[Any]]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -102,64 +105,97 @@ class Result:
 class _Record:
     """Answers as they come."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: NDArray[np.int64] | None) -> None:
+        self.classes = classes
         self.right: list[NDArray[np.bool_]] = []
         self.confidence: list[NDArray[np.float64]] = []
+        self.labels: list[NDArray[np.int64]] = []
+        self.predicted: list[NDArray[np.int64]] = []
         self.domains: list[str] = []
         self.times_ms: list[float] = []
         self.non_finite = 0
 
     def add(self, logits: NDArray[np.floating], batch: LabelledBatch, time_ms: float) -> None:
-        self.right.append(correct(logits, batch.labels))
+        logits, labels = among(logits, batch.labels, self.classes)
+        self.right.append(correct(logits, labels))
+        self.labels.append(batch.labels)
+        self.predicted.append(logits.argmax(1) if self.classes is None else self.classes[logits.argmax(1)])
         self.confidence.append(confidences(logits))
         self.domains += [batch.domain] * len(batch.labels)
         self.times_ms.append(time_ms)
         self.non_finite += int((~np.isfinite(logits).all(1)).sum())
 
 
-def evaluate(method: Method, stream: Iterable[LabelledBatch], checks: Checks | None = None) -> Result:
+def evaluate(
+    method: Method,
+    stream: Iterable[LabelledBatch],
+    checks: Checks | None = None,
+    classes: NDArray[np.int64] | None = None,
+) -> Result:
     """Run a method through a stream once.
+
+    Args:
+        method: what answers.
+        stream: what it is asked.
+        checks: what is measured beside the stream.
+        classes: the only labels there are, ascending: answers are chosen among them; None for all.
 
     Raises:
         UsageError: the stream gives nothing.
     """
     checks = checks or Checks()
-    record, after = _Record(), dict[str, float]()
+    record, after = _Record(classes), dict[str, float]()
     state, domain, size = method.init(), "", 0
     reset_peak_memory()
     for number, batch in enumerate(stream, start=1):
         if number == 1:
             size = len(batch.labels)
-            _check(after, "0", method, state, batch.domain, checks, size)
+            _check(after, "0", method, state, batch.domain, checks, size, classes)
         start_s = time.perf_counter()
         logits, state = method.step(torch.from_numpy(np.ascontiguousarray(batch.frames)), state)
         record.add(logits.numpy(), batch, (time.perf_counter() - start_s) * 1e3)
         domain = batch.domain
         if number in checks.checkpoints:
-            _check(after, str(number), method, state, domain, checks, size)
+            _check(after, str(number), method, state, domain, checks, size, classes)
     if not record.right:
         raise UsageError("evaluation: expected a stream of at least one batch, found none")
     memory_mb = peak_memory_mb()
-    _check(after, ALL, method, state, domain, checks, size)
-    clean = None if checks.clean is None else measure_frozen(method, state, checks.clean, size)
+    _check(after, ALL, method, state, domain, checks, size, classes)
+    clean = None if checks.clean is None else measure_frozen(method, state, checks.clean, size, classes)
     return _result(record, after, clean, memory_mb)
 
 
-def measure_frozen(method: Method, state: Any, pictures: LabelledSet, batch: int) -> float:
+def among(
+    logits: NDArray[np.floating], labels: NDArray[np.int64], classes: NDArray[np.int64] | None
+) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
+    """Logits f[n, K] of K classes alone, and labels i64[n] as places among them."""
+    return (logits, labels) if classes is None else (logits[:, classes], np.searchsorted(classes, labels))
+
+
+def measure_frozen(
+    method: Method, state: Any, pictures: LabelledSet, batch: int, classes: NDArray[np.int64] | None = None
+) -> float:
     """Accuracy of a frozen state on labelled frames, asked in batches as the stream's."""
     right = 0
     for start in range(0, len(pictures.labels), batch):
         part = slice(start, start + batch)
         logits = method.predict(torch.from_numpy(np.ascontiguousarray(pictures.frames[part])), state)
-        right += int(correct(logits.numpy(), pictures.labels[part]).sum())
+        right += int(correct(*among(logits.numpy(), pictures.labels[part], classes)).sum())
     return right / len(pictures.labels)
 
 
 def _check(
-    after: dict[str, float], name: str, method: Method, state: Any, domain: str, checks: Checks, batch: int
+    after: dict[str, float],
+    name: str,
+    method: Method,
+    state: Any,
+    domain: str,
+    checks: Checks,
+    batch: int,
+    classes: NDArray[np.int64] | None,
 ) -> None:
     if checks.held_out is not None:
-        after[name] = measure_frozen(method, state, checks.held_out(domain), batch)
+        after[name] = measure_frozen(method, state, checks.held_out(domain), batch, classes)
 
 
 def _result(record: _Record, after: dict[str, float], clean: float | None, memory_mb: float) -> Result:
@@ -179,4 +215,9 @@ def _result(record: _Record, after: dict[str, float], clean: float | None, memor
         frame_ms=sum(record.times_ms[later]) / frames_timed,
         peak_memory_mb=memory_mb,
         non_finite=record.non_finite,
+        answers={
+            "labels": np.concatenate(record.labels).tolist(),
+            "predicted": np.concatenate(record.predicted).tolist(),
+            "confidence": np.concatenate(record.confidence).round(6).tolist(),
+        },
     )

@@ -22,7 +22,17 @@ from mgg_edge.errors import UsageError
 from mgg_edge.learn.backbone import NORM_STATISTICS, Backbone
 from mgg_edge.learn.statistics import SourceStatistics
 
-__all__ = ["Classifier", "Method", "RateOptions", "Source", "Weights", "descend", "entropy", "paper_rate"]
+__all__ = [
+    "Classifier",
+    "Method",
+    "RateOptions",
+    "Source",
+    "SourceKnowledge",
+    "Weights",
+    "descend",
+    "entropy",
+    "paper_rate",
+]
 
 REFERENCE_BATCH = 64
 LAYER_NORM_RATE = 1e-3
@@ -47,14 +57,21 @@ class Method(Protocol):
         """Logits f[B, C] of frames u8[B, H, W, 3] with the state frozen."""
 
 
+class SourceKnowledge(Protocol):
+    """What methods may know of the source domain: no labels. Methods read of it what they use, and when they use it."""
+
+    @property
+    def statistics(self) -> SourceStatistics:
+        """Of the backbone's features."""
+
+    @property
+    def frames(self) -> Tensor:
+        """Clean images u8[M, H, W, 3], M ≥ 1."""
+
+
 @dataclass(frozen=True)
 class Source:
-    """What methods may know of the source domain: no labels.
-
-    Attributes:
-        statistics: of the backbone's features.
-        frames: u8[M, H, W, 3], clean images, M ≥ 1.
-    """
+    """Knowledge of the source domain that is at hand, see `SourceKnowledge`."""
 
     statistics: SourceStatistics
     frames: Tensor

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mgg_edge.errors import UsageError
 from mgg_edge.learn.methods.augmentation import Augmentation
-from mgg_edge.learn.methods.base import Classifier, RateOptions, Source, Weights, descend
+from mgg_edge.learn.methods.base import Classifier, RateOptions, SourceKnowledge, Weights, descend
 from mgg_edge.learn.methods.randomness import generator_of
 
 __all__ = ["Cotta", "CottaOptions", "CottaState"]
@@ -77,7 +77,7 @@ class Cotta:
 
     name: ClassVar[str] = "cotta"
 
-    def __init__(self, classifier: Classifier, options: CottaOptions, source: Source) -> None:
+    def __init__(self, classifier: Classifier, options: CottaOptions, source: SourceKnowledge) -> None:
         self._classifier, self.options, self._source = classifier, options, source
         self._augment = Augmentation(flip=options.flip)
 

@@ -7,7 +7,7 @@ r"""DeYO: entropy is not enough; keep images whose answer depends on shape (arXi
 
 x′ cuts the image into 4 × 4 patches and permutes them, each image in its own way; x is resized to a multiple of 4 and
 back where needed. Patches keep the local texture and destroy the object. A batch without an image left changes nothing.
-The top norms stay as they are, see `sar.py`. Source: github Jhyun17/DeYO (MIT).
+The top norms stay as they are, see `sar.py`. SourceKnowledge: github Jhyun17/DeYO (MIT).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mgg_edge.errors import UsageError
 from mgg_edge.learn.backbone import Backbone
-from mgg_edge.learn.methods.base import Classifier, Source
+from mgg_edge.learn.methods.base import Classifier, SourceKnowledge
 from mgg_edge.learn.objective import Objective
 from mgg_edge.learn.rules.base import UpdateRule
 from mgg_edge.learn.rules.classic import Sgd
@@ -85,13 +85,16 @@ class RuleMethod:
         return RuleState(self._step.initial_state(), torch.zeros(0, size.height, size.width, 3, dtype=torch.uint8))
 
     def step(self, frames: Tensor, state: RuleState) -> tuple[Tensor, RuleState]:
-        """Logits f[B, C] before the update, and the next state."""
-        batch = torch.cat([state.waiting, frames])
+        """Logits f[B, C] before the update, and the next state.
+
+        The answer is inference under the state, as on the device. The step's own logits are another thing: those of a
+        rule without a gradient are the source model's.
+        """
+        answer, batch = self.predict(frames, state), torch.cat([state.waiting, frames])
         if len(batch) < self._least:
-            return self.predict(frames, state), RuleState(state.tensors, batch)
+            return answer, RuleState(state.tensors, batch)
         output = self._step.adapt(batch, state.tensors, self._constants)
-        tensors = {name: value.detach() for name, value in output.state.items()}
-        return output.logits[-len(frames) :].detach(), RuleState(tensors, batch[:0])
+        return answer, RuleState({name: value.detach() for name, value in output.state.items()}, batch[:0])
 
     def predict(self, frames: Tensor, state: RuleState) -> Tensor:
         """Logits f[B, C] of the adapted model."""
@@ -99,7 +102,7 @@ class RuleMethod:
             return self._step.infer(frames, state.tensors, self._constants)[0]
 
 
-def build_rule_method(name: str, classifier: Classifier, options: RuleOptions, source: Source) -> RuleMethod:
+def build_rule_method(name: str, classifier: Classifier, options: RuleOptions, source: SourceKnowledge) -> RuleMethod:
     """The method of an update rule.
 
     Raises:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mgg_edge.errors import UsageError
-from mgg_edge.learn.methods.base import Classifier, RateOptions, Source, Weights, descend, entropy, paper_rate
+from mgg_edge.learn.methods.base import Classifier, RateOptions, SourceKnowledge, Weights, descend, entropy, paper_rate
 
 __all__ = ["Eata", "EataOptions", "EataState", "RDumb", "default_redundancy"]
 
@@ -79,7 +79,7 @@ class Eata:
 
     name: ClassVar[str] = "eata"
 
-    def __init__(self, classifier: Classifier, options: EataOptions, source: Source) -> None:
+    def __init__(self, classifier: Classifier, options: EataOptions, source: SourceKnowledge) -> None:
         self._classifier, self.options, self._source = classifier, options, source
         classes = classifier.backbone.classes
         self._margin = options.margin * math.log(classes)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mgg_edge.errors import UsageError
-from mgg_edge.learn.methods.base import Classifier, Source, entropy
+from mgg_edge.learn.methods.base import Classifier, SourceKnowledge, entropy
 from mgg_edge.learn.methods.head import Head
 from mgg_edge.learn.methods.unadapted import Nothing
 
@@ -211,7 +211,7 @@ class Foa:
 
     name: ClassVar[str] = "foa"
 
-    def __init__(self, classifier: Classifier, options: FoaOptions, source: Source) -> None:
+    def __init__(self, classifier: Classifier, options: FoaOptions, source: SourceKnowledge) -> None:
         self._head, self.options = Head(classifier, self.name), options
         self._source_mean = torch.cat([self._head(frames)[1] for frames in source.frames.split(CHUNK)]).mean(0)
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from mgg_edge.errors import UsageError
 from mgg_edge.learn.backbone import Backbone
-from mgg_edge.learn.methods.base import Classifier, Method, RateOptions, Source
+from mgg_edge.learn.methods.base import Classifier, Method, RateOptions, SourceKnowledge
 from mgg_edge.learn.methods.cotta import Cotta, CottaOptions
 from mgg_edge.learn.methods.deyo import Deyo, DeyoOptions
 from mgg_edge.learn.methods.discrepancy import RuleOptions, build_rule_method
@@ -26,7 +26,7 @@ from mgg_edge.learn.methods.tent import Tent
 from mgg_edge.learn.methods.unadapted import BatchStatistics, NoAdaptation
 from mgg_edge.learn.rules.files import RULES
 
-__all__ = ["METHODS", "MethodSpec", "build_method", "parse_method"]
+__all__ = ["METHODS", "NEED_SOURCE", "MethodSpec", "build_method", "method_options", "parse_method"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class NoOptions:
 @dataclass(frozen=True)
 class _Entry:
     options: Any
-    build: Callable[[Classifier, Any, Source], Method]
+    build: Callable[[Classifier, Any, SourceKnowledge], Method]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ _ENTRIES: dict[str, _Entry] = {
     **{rule: _Entry(RuleOptions, lambda *parts, name=rule: build_rule_method(name, *parts)) for rule in RULES},
 }
 METHODS = tuple(_ENTRIES)
+# Those that look at clean images of the source domain.
+NEED_SOURCE = ("eata", "cotta", "foa")
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def parse_method(text: str, **defaults: Any) -> MethodSpec:
     return MethodSpec(text, name, options(**values))
 
 
-def build_method(spec: MethodSpec | str, backbone: Backbone, source: Source) -> Method:
+def build_method(spec: MethodSpec | str, backbone: Backbone, source: SourceKnowledge) -> Method:
     """The method for a backbone.
 
     Args:
@@ -121,6 +123,12 @@ def build_method(spec: MethodSpec | str, backbone: Backbone, source: Source) -> 
     """
     chosen = parse_method(spec) if isinstance(spec, str) else spec
     return _ENTRIES[chosen.name].build(Classifier(backbone), chosen.options, source)
+
+
+def method_options() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every method's name, and its options with their defaults."""
+    for name, entry in _ENTRIES.items():
+        yield name, {field.name: getattr(entry.options(), field.name) for field in dataclasses.fields(entry.options)}
 
 
 def _value(where: str, hint: Any, text: str) -> Any:

@@ -101,10 +101,10 @@ class RuleTraining:
         statistics: SourceStatistics | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        if recipe.target == "labels" and not 2 <= len(source.classes) <= backbone.classes:
+        if recipe.target == "labels" and not 2 <= len(source.available) <= backbone.classes:
             raise UsageError(
                 f"meta-training: expected pictures of 2 to {backbone.classes} classes for labels as targets, found "
-                f"{len(source.classes)}; or use the target 'predictions'"
+                f"{len(source.available)}; or use the target 'predictions'"
             )
         self.recipe, self._device = recipe, torch.device(device)
         self.statistics = statistics or source_statistics(backbone, source, recipe.seed)
