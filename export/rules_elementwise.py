@@ -91,6 +91,12 @@ for _aten, _onnx in {"eq": "Equal", "lt": "Less", "le": "LessOrEqual", "gt": "Gr
     rule(f"{_aten}.Scalar", f"{_aten}.Tensor")(_compare)
 
 
+@rule("ne.Scalar", "ne.Tensor")
+def _not_equal(g: GraphBuilder, out: Tensor, a: Value, b: Operand) -> str:
+    dtype = torch.promote_types(a.dtype, b.dtype) if isinstance(b, Value) else a.dtype
+    return g.emit("Not", g.emit("Equal", cast(g, a, dtype), cast(g, b, dtype)))
+
+
 @rule("where.self")
 def _where(g: GraphBuilder, out: Tensor, condition: Value, a: Operand, b: Operand) -> str:
     return g.emit("Where", condition.name, cast(g, a, out.dtype), cast(g, b, out.dtype))

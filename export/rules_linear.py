@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mgg_edge.export.graph_builder import GraphBuilder
@@ -29,6 +30,29 @@ def _mean(g: GraphBuilder, out: Tensor, x: Value, axes: Any = None, keepdim: boo
 @rule("amax.default")
 def _amax(g: GraphBuilder, out: Tensor, x: Value, axes: Any = None, keepdim: bool = False) -> str:
     return g.emit("ReduceMax", x.name, axes=reduction_axes(axes, len(x.shape)), keepdims=int(keepdim))
+
+
+@rule("any.dim", "any.dims", "any.default")
+def _any(g: GraphBuilder, out: Tensor, x: Value, axes: Any = None, keepdim: bool = False) -> str:
+    return _truth(g, x, "ReduceMax", axes, keepdim)
+
+
+@rule("all.dim", "all.dims", "all.default")
+def _all(g: GraphBuilder, out: Tensor, x: Value, axes: Any = None, keepdim: bool = False) -> str:
+    return _truth(g, x, "ReduceMin", axes, keepdim)
+
+
+def _truth(g: GraphBuilder, x: Value, operator: str, axes: Any, keepdim: bool) -> str:
+    """Some or all truth values along axes, by their largest or least as numbers: engines reduce no truth values."""
+    numbers = cast(g, x if x.dtype == torch.bool else _is_true(g, x), torch.float32)
+    reduced = reduction_axes(axes, len(x.shape))
+    found = g.emit(operator, numbers, axes=reduced, keepdims=int(keepdim)) if reduced else numbers
+    return g.emit("Greater", found, g.constant(0.5, np.float32))
+
+
+def _is_true(g: GraphBuilder, x: Value) -> Value:
+    equal = g.emit("Equal", x.name, g.constant(0, numpy_dtype(x.dtype)))
+    return Value(g.emit("Not", equal), torch.bool, x.shape)
 
 
 @rule("mm.default", "bmm.default", "mv.default", "dot.default")

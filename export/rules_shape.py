@@ -82,6 +82,30 @@ def _slice(
     return g.emit("Slice", x.name, *bounds)
 
 
+@rule("slice_scatter.default")
+def _slice_scatter(
+    g: GraphBuilder,
+    out: Tensor,
+    x: Value,
+    part: Value,
+    axis: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> str:
+    """What comes before the slice, the slice, what comes after."""
+    axis, extent = axis % len(x.shape), x.shape[axis]
+    if step != 1:
+        raise UnsupportedError(f"slice_scatter in steps of {step} has no ONNX lowering; only neighbours have")
+    first, last, _ = slice(start, None if end is None else min(end, extent)).indices(extent)
+    pieces = [part.name]
+    if first > 0:
+        pieces.insert(0, g.emit("Slice", x.name, int64(g, 0), int64(g, first), int64(g, axis)))
+    if last < extent:
+        pieces.append(g.emit("Slice", x.name, int64(g, last), int64(g, extent), int64(g, axis)))
+    return pieces[0] if len(pieces) == 1 else g.emit("Concat", *pieces, axis=axis)
+
+
 @rule("select.int")
 def _select(g: GraphBuilder, out: Tensor, x: Value, axis: int, index: int) -> str:
     positive = index % x.shape[axis]

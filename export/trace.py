@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mgg_edge.export.decompositions import decompositions
 
@@ -51,7 +52,8 @@ def trace(
         outputs[:] = results
         return tuple(results.values())
 
-    recorded = make_fx(positional, decomposition_table=decompositions(), tracing_mode="fake")(*inputs.values())
+    with sdpa_kernel(SDPBackend.MATH):  # a fused kernel's backward is an operator of its own
+        recorded = make_fx(positional, decomposition_table=decompositions(), tracing_mode="fake")(*inputs.values())
     # A second pass, because some decompositions work in place, which a graph of values cannot say.
     pure = torch.func.functionalize(recorded, remove="mutations")
     module = make_fx(pure, tracing_mode="fake")(*inputs.values())

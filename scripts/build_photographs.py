@@ -71,10 +71,10 @@ def _gather(archives: Path | None, scratch: Path) -> tuple[list[Image.Image], li
     lines = [line.split() for line in LIST.read_text().splitlines() if line and not line.startswith("#")]
     names = sorted({package for _, package, _ in lines})
     found = sorted(archives.glob("*.deb")) if archives else debian.download_packages(names, scratch)
-    folders = {name: debian.unpack(_archive(found, name), scratch).folder for name in names}
+    folders = {name: debian.unpack(archive_of(found, name), scratch).folder for name in names}
     pictures: dict[str, list[Image.Image]] = {"photograph": [], "cut-out": []}
     for kind, package, pattern in lines:
-        paths = sorted({path for glob in _globs(pattern) for path in (folders[package] / "usr/share").glob(glob)})
+        paths = sorted({path for glob in globs(pattern) for path in (folders[package] / "usr/share").glob(glob)})
         if not paths:
             raise SourceError(f"{package}: expected pictures at {pattern}, found none; the package has changed")
         for path in paths:
@@ -84,14 +84,15 @@ def _gather(archives: Path | None, scratch: Path) -> tuple[list[Image.Image], li
     return pictures["photograph"], pictures["cut-out"]
 
 
-def _archive(found: list[Path], package: str) -> Path:
+def archive_of(found: list[Path], package: str) -> Path:
+    """The archive of a package among those there are."""
     matching = [path for path in found if path.name.startswith(f"{package}_")]
     if not matching:
         raise SourceError(f"{package}: expected its archive, found {len(found)} others")
     return matching[0]
 
 
-def _globs(pattern: str) -> list[str]:
+def globs(pattern: str) -> list[str]:
     """The patterns that one with {a,b} stands for."""
     match = re.search(r"\{([^}]*)\}", pattern)
     if match is None:

@@ -144,3 +144,49 @@ def compiled():
 
 def in_parallel():
     return nn.DataParallel(net_of_mine())
+
+
+class Attending(nn.Module):
+    """Attention by PyTorch's own modules and functions, on sixteen patches."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.default_cfg = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
+        self.patch, self.norm, self.head = nn.Conv2d(3, 16, 8, 8), nn.LayerNorm(16), nn.Linear(16, 5)
+        self.kind = kind
+        if kind == "multihead":
+            self.mix = nn.MultiheadAttention(16, 2, batch_first=True)
+        elif kind == "encoder":
+            layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True, norm_first=True)
+            self.mix = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        else:
+            self.register_buffer("mask", torch.ones(16, 16, dtype=torch.bool).tril())
+
+    def forward(self, images):
+        tokens = self.norm(self.patch(images).flatten(2).transpose(1, 2))
+        if self.kind == "multihead":
+            tokens = tokens + self.mix(tokens, tokens, tokens, need_weights=False)[0]
+        elif self.kind == "encoder":
+            tokens = self.mix(tokens)
+        else:
+            heads = tokens.unflatten(2, (2, 8)).transpose(1, 2)
+            mask = self.mask if self.kind == "masked" else None
+            mixed = nn.functional.scaled_dot_product_attention(heads, heads, heads, attn_mask=mask)
+            tokens = tokens + mixed.transpose(1, 2).flatten(2)
+        return self.head(tokens.mean(1))
+
+
+def attends_multihead():
+    return Attending("multihead")
+
+
+def attends_encoder():
+    return Attending("encoder")
+
+
+def attends_masked():
+    return Attending("masked")
+
+
+def attends_plain():
+    return Attending("plain")

@@ -52,6 +52,14 @@ def gradient_of(function):
 
 
 FORWARD = {
+    "any of an axis": (lambda x: (x > 1).any(1).float(), [(5, 4)]),
+    "any of numbers, kept": (lambda x: x.clamp(min=0).any(dim=1, keepdim=True).float(), [(5, 2)]),
+    "all of two axes": (lambda x: (x > -1).all(dim=(0, 2)).float(), [(2, 5, 3)]),
+    "any of everything": (lambda x: (x > 2).any().float(), [(5, 4)]),
+    "not equal": (lambda x, y: (x.clamp(min=0) != 0).float() + (x.sign() != y.sign()).float(), [(3, 4), (3, 4)]),
+    "slice_scatter inside": (lambda x, y: torch.slice_scatter(x, y, 1, 1, 3), [(2, 5), (2, 2)]),
+    "slice_scatter at the end": (lambda x, y: torch.slice_scatter(x, y, 0, -2), [(4, 3), (2, 3)]),
+    "slice_scatter of all": (lambda x, y: torch.slice_scatter(x, y, 1), [(2, 3), (2, 3)]),
     "exp": (torch.exp, [(3, 4)]),
     "log": (lambda x: torch.log(x.abs() + 1), [(3, 4)]),
     "neg": (torch.neg, [(3, 4)]),

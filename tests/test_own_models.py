@@ -41,6 +41,32 @@ def test_a_factory_is_exported_by_its_name(tmp_path, capsys):
             assert 0 <= adapter(frame).index < 5
 
 
+@pytest.mark.parametrize("kind", ["multihead", "encoder", "masked", "plain"])
+def test_pytorchs_own_attention(tmp_path, capsys, kind):
+    code, captured = export(capsys, f"own_models:attends_{kind}", tmp_path / "x.mgg")
+    assert code == 0, captured.err
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "swin_t"])
+def test_transformers_of_torchvision_lower(name):
+    from mgg_edge.export.lower import lower
+    from mgg_edge.export.trace import trace
+
+    backbone = Backbone.create(f"torchvision/{name}", img_size=64, num_classes=4)
+    constants = backbone.constants()
+
+    def gradient(named):
+        def loss(norms):
+            return backbone.forward(named["frames"], norms, {name: named[name] for name in constants})[0].square().sum()
+
+        return torch.func.grad(loss)(backbone.split(named["theta"]))
+
+    inputs = {"frames": synthetic_frames(2, 64, 64, 0), "theta": backbone.theta()}
+    traced = trace(gradient, {**inputs, **constants})
+    for lowering in ("onnxruntime", "tensorrt"):
+        lower(traced, "test", lowering, weights=())
+
+
 def test_a_weight_that_the_optimiser_turns_keeps_its_values(tmp_path, capsys):
     code, captured = export(capsys, "own_models:scaled", tmp_path / "x.mgg")
     assert code == 0, captured.err

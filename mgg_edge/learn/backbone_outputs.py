@@ -33,10 +33,10 @@ def check_outputs(logits: Tensor, name: str) -> None:
     """Refuse logits f[B, C] that are probabilities; several pictures make a chance hit impossible.
 
     Raises:
-        UsageError: all lie between 0 and 1.
+        UsageError: all lie between 0 and 1, and they are not all equal.
     """
-    if not bool(((logits >= 0) & (logits <= 1)).all()):
-        return
+    if not bool(((logits >= 0) & (logits <= 1)).all()) or bool((logits == logits[0, 0]).all()):
+        return  # equal for all classes: a last layer that is still zero
     sums = bool(((logits.sum(1) - 1).abs() < SUM_TOLERANCE).all())
     found, last = ("probabilities that sum to 1", "softmax") if sums else ("numbers from 0 to 1 alone", "sigmoid")
     raise UsageError(

@@ -83,11 +83,11 @@ class Learner:
 
     def features(self, frames: Tensor) -> Tensor:
         """Features f[…, D] of frames u8[…, H, W, 3] under θ₀, without gradients."""
-        return self._frozen(frames.flatten(0, -4))[1].reshape(*frames.shape[:-3], -1)
+        return self.frozen(frames.flatten(0, -4))[1].reshape(*frames.shape[:-3], -1)
 
     def predictions(self, frames: Tensor) -> Tensor:
         """Classes i64[B], on the processor, that the frozen model sees in frames u8[B, H, W, 3]."""
-        return self._frozen(frames)[0].argmax(1).cpu()
+        return self.frozen(frames)[0].argmax(1).cpu()
 
     def signal(self, theta: Tensor, frames: Tensor, targets: Tensor, count: int) -> Signal:
         """Gradients at θ f[E, N]: of the loss on the first `count` frames, of the cross-entropy on all of them.
@@ -120,7 +120,7 @@ class Learner:
             logits, _ = self.forward(theta, frames)
         return float((logits.argmax(2).cpu() == targets).double().mean())
 
-    def _frozen(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+    def frozen(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and features under θ₀, without gradients; in parts whose activations stay in the caches."""
         norms = self.backbone.split(self.source.theta)
         with torch.no_grad():

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from mgg_edge.errors import UsageError
-from mgg_edge.learn.rules.forward import SCALE_KNOTS, Forward, WindowStatistics
+from mgg_edge.learn.rules.forward import Forward
+from mgg_edge.learn.rules.window import WINDOWS, WindowStatistics
 from mgg_edge.learn.training.gradient import principal_directions
 from mgg_edge.learn.training.learner import Learner
 from mgg_edge.learn.training.worlds import Weather, World
@@ -39,7 +40,7 @@ class StatisticsRecipe:
     """
 
     episodes: int = 8
-    windows: tuple[int, ...] = SCALE_KNOTS
+    windows: tuple[int, ...] = WINDOWS
     aim_batch: int = 16
 
     def __post_init__(self) -> None:
