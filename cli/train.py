@@ -21,8 +21,12 @@ from mgg_edge.cli.model_words import (
     preparation,
 )
 from mgg_edge.compat import StrEnum
+from mgg_edge.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mgg_edge.export.compose import ExportRequest
     from mgg_edge.learn.training.loop import Progress
 
 __all__ = ["LearnedRule", "Target", "train"]
@@ -33,6 +37,8 @@ class LearnedRule(StrEnum):
 
     FORWARD = "forward"
     MGG = "mgg"
+    FORWARD_PLUS = "forward+"
+    ROBUST = "robust"
     MGG_PLUS = "mgg+"
     ADAM_PLUS = "adam+"
 
@@ -46,11 +52,20 @@ class Target(StrEnum):
 
 def train(
     backbone: BackboneName,
-    data: Annotated[Path, typer.Option(help="Clean pictures: a folder a class, any images, or a glyph file.")],
+    data: Annotated[
+        Path,
+        typer.Option(help="Clean pictures: a folder a class, any images, or a glyph file; photographs for forward+."),
+    ],
     out: Annotated[Path, typer.Option(help="File of learned numbers to write, .safetensors.")],
     weights: Annotated[
         str, typer.Option(help="FILE (.safetensors, .pth) or its folder, 'pretrained', 'package' or 'random'.")
     ] = "pretrained",
+    objects: Annotated[
+        Path | None,
+        typer.Option(
+            help="forward+, robust: cut-outs with an alpha channel that pass the camera; else pictures of --data."
+        ),
+    ] = None,
     rule: Annotated[LearnedRule, typer.Option(help="What to learn.")] = LearnedRule.FORWARD,
     target: Annotated[
         Target, typer.Option(help="labels of the pictures, or what the frozen model says of the clean ones.")
@@ -78,6 +93,9 @@ def train(
 
     Interrupted, the same command goes on where it was. The file is written at the end: give it to `export --mgg`. Batch
     normalisation keeps the source's statistics while a rule is learned; export it so, with --norm-statistics source.
+
+    forward+ is for cameras: it learns, without labels, on scenes that different things pass, and says at the end what
+    it is worth on those it has not seen. robust is its start alone: one θ for all weathers, and when to use it.
     """
     from mgg_edge.cli.display import TrainingDisplay, log_to_terminal, print_facts
     from mgg_edge.export.compose import STILL, ExportRequest
@@ -91,6 +109,13 @@ def train(
         backbone, weights, seed, labels=labels, image_size=image_size, classes=classes, adapt=adapt, taps=taps,
         norm_statistics=STILL, preparation=preparation(mean, std, crop, interpolation),
     )  # fmt: skip
+    if rule in (LearnedRule.FORWARD_PLUS, LearnedRule.ROBUST):
+        _train_cameras(console, model, data, objects, out, rule, updates, seed, device, as_json=as_json)
+        return
+    if objects is not None:
+        raise UsageError(
+            f"objects: rules of cameras alone learn from them (forward+, robust), found --rule {rule.value}"
+        )
     recipe = RuleRecipe(rule.value, target.value, updates, learning_rate, seed)
     with TrainingDisplay(console) as display:
 
@@ -103,3 +128,41 @@ def train(
         sys.stdout.write(json.dumps(facts) + "\n")
     else:
         print_facts({name.replace("_", " "): str(value) for name, value in facts.items()})
+
+
+def _train_cameras(
+    console: Console,
+    model: ExportRequest,
+    data: Path,
+    objects: Path | None,
+    out: Path,
+    rule: LearnedRule,
+    updates: int,
+    seed: int,
+    device: str,
+    *,
+    as_json: bool,
+) -> None:
+    from mgg_edge.cli.display import Stages, TrainingDisplay, print_facts, print_table
+    from mgg_edge.export.training_cameras import CameraRequest, train_cameras
+    from mgg_edge.learn.training.cameras import CameraRecipe
+    from mgg_edge.learn.training.cameras_judge import verdict
+
+    recipe = CameraRecipe(rule.value, seed=seed)
+    if updates:
+        recipe = CameraRecipe(rule.value, max(1, updates // 5), updates, seed)
+    with Stages(console) as looking, TrainingDisplay(console) as display:
+
+        def tell(now: Progress, total: int) -> None:
+            display(now.made, total, now.loss, now.score, now.best)
+
+        facts, rows = train_cameras(CameraRequest(model, data, objects, out, recipe, device), tell, looking)
+    if as_json:
+        sys.stdout.write(
+            json.dumps({**facts, "weathers": [vars(row) for row in rows], "verdict": verdict(rows)}) + "\n"
+        )
+        return
+    print_facts({name.replace("_", " "): str(value) for name, value in facts.items()})
+    cells = [(row.weather, *(f"{value:.1%}" for value in (row.frozen, row.robust, row.adapted))) for row in rows]
+    print_table(("named as in clear weather", "frozen", "robust", "adapted"), cells)
+    sys.stdout.write(f"{verdict(rows)}\n")

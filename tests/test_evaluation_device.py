@@ -19,6 +19,7 @@ from mgg_edge.learn.images import synthetic_frames  # noqa: E402
 from mgg_edge.learn.methods.discrepancy import RuleMethod  # noqa: E402
 from mgg_edge.learn.rules.files import RULES, untrained_rule  # noqa: E402
 from mgg_edge.learn.rules.forward import Forward  # noqa: E402
+from mgg_edge.learn.rules.forward_plus import ForwardPlus  # noqa: E402
 from mgg_edge.runtime import Adapter, AdapterSettings, Bundle, open_engine  # noqa: E402
 from mgg_edge.runtime.adaptation.gate import GateSettings  # noqa: E402
 from mgg_edge.runtime.adaptation.guard import StepLimits  # noqa: E402
@@ -34,9 +35,11 @@ OPEN = AdapterSettings(gate=GateSettings(min_contrast=0, min_difference=0, cut_l
 
 def rule_of(name, net):
     rule = untrained_rule(name, net.norms.size, net.features, 0)
-    if isinstance(rule, Forward):
+    if isinstance(rule, Forward | ForwardPlus):
         with torch.no_grad():  # untrained, it moves nothing
             rule.write.normal_(0, 0.05, generator=torch.Generator().manual_seed(0))
+            if isinstance(rule, ForwardPlus):
+                rule.log_threshold.fill_(-20.0)
     return rule
 
 

@@ -66,7 +66,9 @@ def part_of(name: str) -> int:
     return int.from_bytes(hashlib.sha1(name.encode(), usedforsecurity=False).digest(), "big") % PARTS
 
 
-def load_scenes(folder: Path, height: int, width: int, parts: Sequence[int] | None = None) -> tuple[Scene, ...]:
+def load_scenes(
+    folder: Path, height: int, width: int, parts: Sequence[int] | None = None, views: int = 1
+) -> tuple[Scene, ...]:
     """Photographs below a folder, resized to cover the frame and cropped to its centre.
 
     Args:
@@ -74,30 +76,45 @@ def load_scenes(folder: Path, height: int, width: int, parts: Sequence[int] | No
         height: of the model's input, pixels.
         width: likewise.
         parts: those wanted, by the file name; None for all.
+        views: of each photograph; those after the first are random parts of it, mirrored or not.
 
     Raises:
         UsageError: no such folder, or no picture in it.
         SourceError: a file that is no picture.
     """
     chosen = [path for path in _pictures(folder) if parts is None or part_of(path.name) in parts]
-    return tuple(
-        Scene(path.relative_to(folder).as_posix(), _cover(_read(path, "RGB"), height, width)) for path in chosen
-    )
+    found = []
+    for path in chosen:
+        image, name = _read(path, "RGB"), path.relative_to(folder).as_posix()
+        found.append(Scene(name, _cover(image, height, width)))
+        for number in range(1, views):
+            rng = np.random.default_rng([number, *name.encode()])
+            found.append(Scene(f"{name}#{number}", _cover(_part(image, rng), height, width)))
+    return tuple(found)
 
 
-def load_cut_outs(folder: Path, parts: Sequence[int] | None = None) -> tuple[CutOut, ...]:
+def _part(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    share = rng.uniform(0.45, 1.0)
+    width, height = (max(1, int(side * share)) for side in image.size)
+    left, top = int(rng.integers(image.width - width + 1)), int(rng.integers(image.height - height + 1))
+    part = image.crop((left, top, left + width, top + height))
+    return part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else part
+
+
+def load_cut_outs(folder: Path, parts: Sequence[int] | None = None, *, whole: bool = False) -> tuple[CutOut, ...]:
     """Cut-outs below a folder: pictures with an alpha channel that outlines something.
 
     Args:
         folder: where they lie.
         parts: those wanted, by the path below the folder; None for all.
+        whole: pictures without an outline are taken as they are, as pictures held before the camera.
 
     Raises:
         UsageError: no such folder, or no picture with an outline in it.
         SourceError: a file that is no picture.
     """
     named = [(path.relative_to(folder).as_posix(), path) for path in _pictures(folder)]
-    found = [(name, _outlined(path)) for name, path in named if parts is None or part_of(name) in parts]
+    found = [(name, _outlined(path, whole)) for name, path in named if parts is None or part_of(name) in parts]
     cut_outs = tuple(CutOut(name, image) for name, image in found if image is not None)
     if not cut_outs:
         raise UsageError(f"{folder}: expected pictures with an alpha channel that outlines an object, found none")
@@ -147,13 +164,14 @@ def _cover(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
     return np.asarray(resized.crop((left, top, left + width, top + height))).copy()
 
 
-def _outlined(path: Path) -> Image.Image | None:
-    """What is opaque of a picture; None where that is nothing or everything."""
+def _outlined(path: Path, whole: bool) -> Image.Image | None:
+    """What is opaque of a picture; where that is nothing or everything, all of it or None."""
     image = _read(path, "RGBA")
     opaque = np.asarray(image)[..., 3] >= OPAQUE
     box = Image.fromarray(opaque).getbbox()
-    if box is None or not LEAST_SHARE <= opaque.mean() <= MOST_SHARE:
+    outlined = box is not None and LEAST_SHARE <= opaque.mean() <= MOST_SHARE
+    if not (outlined or whole):
         return None
-    cropped = image.crop(box)
+    cropped = image.crop(box) if outlined else image
     cropped.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0)
     return cropped

@@ -3,7 +3,7 @@
 A file is safetensors: the rule's tensors by their names in the module, and as metadata
 
     format          "mgg-edge.rule 1"
-    name            mgg, mgg+, adam+ or forward
+    name            mgg, mgg+, adam+, forward or forward+
     options         JSON of the constructor's arguments
     learning_rate   the rate it was learned for, which is also the largest it may be used with
     report          JSON of how it was learned, for people
@@ -29,6 +29,7 @@ from mgg_edge.learn.checkpoint import read_state_dict
 from mgg_edge.learn.rules.base import UpdateRule
 from mgg_edge.learn.rules.classic import Adam, Sgd
 from mgg_edge.learn.rules.forward import Forward
+from mgg_edge.learn.rules.forward_plus import ForwardPlus
 from mgg_edge.learn.rules.mgg import FORMAT as MGG_FORMAT
 from mgg_edge.learn.rules.mgg import MGG
 from mgg_edge.learn.rules.plus import Plus
@@ -42,12 +43,13 @@ _MAKE: dict[str, Callable[..., UpdateRule]] = {
     "mgg+": Plus,
     "adam+": Plus,
     "forward": Forward,
+    "forward+": ForwardPlus,
     "adam": Adam,
     "sgd": Sgd,
     "statistics": Statistics,
 }
 RULES = tuple(_MAKE)
-LEARNED_RULES = ("mgg", "mgg+", "adam+", "forward")
+LEARNED_RULES = ("mgg", "mgg+", "adam+", "forward", "forward+")
 
 
 def make_rule(name: str, options: Mapping[str, Any]) -> UpdateRule:
@@ -76,6 +78,7 @@ def untrained_rule(name: str, size: int, features: int, seed: int = 0) -> Update
         "mgg+": {"base": "mgg", "size": size, "seed": seed},
         "adam+": {"base": "adam", "size": size, "seed": seed},
         "forward": {"size": size, "features": features, "seed": seed},
+        "forward+": {"size": size, "features": features, "seed": seed},
     }
     return make_rule(name, arguments.get(name, {}))
 

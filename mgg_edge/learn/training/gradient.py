@@ -12,9 +12,9 @@ window without end this is the recipe of arXiv 2412.16901.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from mgg_edge.errors import UsageError
 from mgg_edge.learn.rules.base import GradientRule, UpdateRule
 from mgg_edge.learn.rules.plus import Plus
 from mgg_edge.learn.training.learner import Learner, Signal
+from mgg_edge.learn.training.optimiser import RULE_RATES
 from mgg_edge.learn.training.worlds import Drawn, Weather, World
 
 __all__ = ["GradientRecipe", "GradientTrainer", "rule_update"]
@@ -67,6 +68,8 @@ class GradientTrainer:
         rate: α of plain gradient rules.
         recipe: how to train.
     """
+
+    rates: ClassVar[Mapping[str, float]] = RULE_RATES
 
     def __init__(self, rule: UpdateRule, learner: Learner, world: World, rate: float, recipe: GradientRecipe) -> None:
         self.rule, self.learner, self.world, self.recipe = rule, learner, world, recipe

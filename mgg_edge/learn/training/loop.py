@@ -23,7 +23,7 @@ from torch import Tensor
 from mgg_edge.errors import UsageError, WeightsError
 from mgg_edge.files import write_whole
 from mgg_edge.learn.rules.base import UpdateRule
-from mgg_edge.learn.training.optimiser import RULE_RATES, MetaOptimiser
+from mgg_edge.learn.training.optimiser import MetaOptimiser
 
 __all__ = ["LoopRecipe", "Progress", "RuleTrainer", "meta_train"]
 
@@ -36,6 +36,10 @@ class RuleTrainer(Protocol):
     @property
     def rule(self) -> UpdateRule:
         """What is trained, in place."""
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Peak rates of its numbers, see `RULE_RATES`."""
 
     def prepare(self, rng: np.random.Generator) -> None:
         """Set what is measured, not learned."""
@@ -120,7 +124,7 @@ class _Run:
 
     def __init__(self, trainer: RuleTrainer, recipe: LoopRecipe, path: Path | None, facts: Mapping[str, Any]) -> None:
         self.rule, self._path = trainer.rule, path
-        self.optimiser = MetaOptimiser(trainer.rule, recipe.updates, RULE_RATES)
+        self.optimiser = MetaOptimiser(trainer.rule, recipe.updates, trainer.rates)
         self.loss: float | None = None
         self.best = -1.0
         self._best_numbers: dict[str, Tensor] = {}

@@ -29,6 +29,9 @@ RULE_RATES: dict[str, float] = {
     "log_map_schedule": 3e-2,
     "log_scale": 1e-2,
     "log_gate": 5e-2,
+    "robust": 2e-3,
+    "log_threshold": 2e-2,
+    "log_slope": 2e-2,
     "": 1e-2,
 }
 

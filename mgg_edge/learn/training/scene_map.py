@@ -9,8 +9,9 @@ seen does not drown the others. No label is looked at anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,13 +19,14 @@ from torch import Tensor
 
 from mgg_edge.errors import UsageError
 from mgg_edge.learn.rules.forward_plus import ForwardPlus
-from mgg_edge.learn.rules.window import WINDOWS, WindowStatistics
+from mgg_edge.learn.rules.window import WINDOWS, WindowRule, WindowStatistics
 from mgg_edge.learn.training.gradient import principal_directions
 from mgg_edge.learn.training.learner import Learner
+from mgg_edge.learn.training.optimiser import RULE_RATES
 from mgg_edge.learn.training.stages import Episode, Stage, clear_shift, draw_episode
 from mgg_edge.scenes.domains import draw_domain
 
-__all__ = ["SceneMapTrainer", "SceneRecipe"]
+__all__ = ["RobustTrainer", "SceneMapTrainer", "SceneRecipe", "agreement", "distance", "logits_under", "observe"]
 
 SCALE_EPISODES = 128
 SCALE_WINDOW = 16
@@ -32,6 +34,7 @@ CLEAR_WINDOWS = 800
 CLEAR_SHARE = 0.98  # of clear windows that lie below the thresholds at first
 SHRINKAGE = 1.0
 RADIUS_MARGIN = 1.1
+ROBUST_CAMERAS, ROBUST_PICTURES = 4, 4
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,49 @@ class SceneRecipe:
             raise UsageError(f"meta-training: expected counts of at least 1 and windows of at least 2, found {self}")
 
 
+class RobustTrainer:
+    """Gradients of the loss on δ alone, every picture of it under θ₀ + δ.
+
+    Args:
+        rule: its δ receives the gradients.
+        learner: the model that adapts.
+        stages: the cameras.
+        recipe: how to train.
+    """
+
+    rates: ClassVar[Mapping[str, float]] = RULE_RATES
+
+    def __init__(self, rule: ForwardPlus, learner: Learner, stages: Sequence[Stage], recipe: SceneRecipe) -> None:
+        self.rule, self.learner, self.stages, self.recipe = rule, learner, stages, recipe
+
+    def prepare(self, rng: np.random.Generator) -> None:  # noqa: ARG002 (nothing is drawn)
+        """Begin at θ₀."""
+        with torch.no_grad():
+            self.rule.robust.zero_()
+            self.rule.write.zero_()
+
+    def backward(self, rng: np.random.Generator) -> float:
+        """Leave the gradient of one update in δ: four pictures each of four cameras, each in a weather of its own."""
+        frames, targets = [], []
+        for _ in range(ROBUST_CAMERAS):
+            stage = self.stages[int(rng.integers(len(self.stages)))]
+            chosen = rng.choice(len(stage.frames), ROBUST_PICTURES)
+            frames.append(draw_domain(rng, self.recipe.clean_share)(stage.frames[chosen], rng))
+            targets.append(stage.probabilities[chosen].float())
+        theta = self.learner.source.theta + self.rule.robust
+        loss = distance(logits_under(self.learner, theta, torch.from_numpy(np.concatenate(frames))), torch.cat(targets))
+        loss.backward()
+        return float(loss.detach())
+
+    def finish(self, rng: np.random.Generator) -> None:
+        """Nothing is left to measure."""
+
+    def score(self, episodes: Sequence[Episode]) -> float:
+        """Agreement of the aim under θ₀ + δ with the frozen model's clear view."""
+        theta = self.learner.source.theta + self.rule.robust.detach()
+        return agreement(self.learner, [(theta, episode) for episode in episodes])
+
+
 class SceneMapTrainer:
     """Gradients of the loss on the numbers of a rule, one update a call.
 
@@ -66,6 +112,9 @@ class SceneMapTrainer:
         stages: the cameras.
         recipe: how to train.
     """
+
+    # Gentler than from nothing: the robust way is there already.
+    rates: ClassVar[Mapping[str, float]] = {**RULE_RATES, "write": 3e-4, "read": 3e-4, "robust": 5e-4}
 
     def __init__(self, rule: ForwardPlus, learner: Learner, stages: Sequence[Stage], recipe: SceneRecipe) -> None:
         self.rule, self.learner, self.stages, self.recipe = rule, learner, stages, recipe
@@ -89,9 +138,9 @@ class SceneMapTrainer:
         episodes = [self._draw(rng, window, self.recipe.clean_share) for _ in range(self.recipe.episodes)]
         total = 0.0
         for episode in episodes:
-            statistics, frozen_loss = self._observe(episode)
+            statistics, frozen_loss = observe(self.rule, self.learner, episode)
             theta = episode.source.theta - self.rule.change(statistics, episode.source)
-            loss = _distance(self._logits(theta, episode.aim), episode.aim_target) / max(1.0, frozen_loss)
+            loss = distance(logits_under(self.learner, theta, episode.aim), episode.aim_target) / max(1.0, frozen_loss)
             (loss / len(episodes)).backward()
             total += float(loss.detach()) / len(episodes)
         return total
@@ -102,18 +151,19 @@ class SceneMapTrainer:
             ways = []
             for _ in range(SCALE_EPISODES):
                 episode = self._draw(rng, SCALE_WINDOW, 0.0)
-                ways.append(self.rule.change(self._observe(episode)[0], episode.source).norm(dim=-1).max())
+                ways.append(
+                    self.rule.change(observe(self.rule, self.learner, episode)[0], episode.source).norm(dim=-1).max()
+                )
         self.rule.radius = float(RADIUS_MARGIN * max(ways))
 
     def score(self, episodes: Sequence[Episode]) -> float:
         """Agreement of the aim under θ with the frozen model's clear view, over fixed episodes."""
-        right = []
         with torch.no_grad():
-            for episode in episodes:
-                statistics, _ = self._observe(episode)
-                theta = (episode.source.theta - self.rule.change(statistics, episode.source)).squeeze(0)
-                right.append(self._logits(theta, episode.aim).argmax(1) == episode.aim_target.argmax(1))
-        return float(torch.cat(right).double().mean())
+            changes = [
+                self.rule.change(observe(self.rule, self.learner, episode)[0], episode.source) for episode in episodes
+            ]
+        pairs = zip(changes, episodes, strict=True)
+        return agreement(self.learner, [(episode.source.theta - change, episode) for change, episode in pairs])
 
     def _draw(self, rng: np.random.Generator, window: int, clean_share: float) -> Episode:
         stage = self.stages[int(rng.integers(len(self.stages)))]
@@ -121,17 +171,8 @@ class SceneMapTrainer:
         few = bool(rng.random() < self.recipe.few_share)
         return draw_episode(stage, domain, self.learner.source.theta, window, self.recipe.aim, rng, few=few)
 
-    def _observe(self, episode: Episode) -> tuple[WindowStatistics, float]:
-        """Statistics of the window, and the frozen model's loss on it."""
-        logits, features = self.learner.frozen(episode.window)
-        difference = (features - episode.source.mean).unsqueeze(0)  # [1, M, D]
-        sums = torch.stack([difference.sum(1), difference.square().sum(1)], dim=1)
-        frames = self.learner.scalar(len(episode.window))
-        statistics = self.rule.statistics(sums, frames, episode.source)
-        return statistics, float(_distance(logits, episode.window_target))
-
     def _shift(self, episode: Episode) -> Tensor:
-        return self._observe(episode)[0].shift
+        return observe(self.rule, self.learner, episode)[0].shift
 
     def _clear_shifts(self, rng: np.random.Generator, window: int) -> Tensor:
         """Z f[n, 2D] of cameras in clear weather, half of them with few things in view; nothing is computed anew."""
@@ -139,10 +180,6 @@ class SceneMapTrainer:
         return torch.stack(
             [clear_shift(stage, window, rng, few=bool(number % 2)) for number, stage in enumerate(stages)]
         )
-
-    def _logits(self, theta: Tensor, frames: Tensor) -> Tensor:
-        backbone = self.learner.backbone
-        return backbone.forward(frames, backbone.split(theta.reshape(-1)), self.learner.constants)[0]
 
 
 def telling_directions(weathered: Tensor, clear: Tensor, rank: int) -> Tensor:
@@ -159,6 +196,31 @@ def telling_directions(weathered: Tensor, clear: Tensor, rank: int) -> Tensor:
     return torch.linalg.solve_triangular(factor.T, directions.T, upper=True).T.float()
 
 
-def _distance(logits: Tensor, target: Tensor) -> Tensor:
+def observe(rule: WindowRule, learner: Learner, episode: Episode) -> tuple[WindowStatistics, float]:
+    """Statistics of the window under θ₀, and the frozen model's loss on it."""
+    logits, features = learner.frozen(episode.window)
+    difference = (features - episode.source.mean.to(features.device)).unsqueeze(0)  # [1, M, D]
+    sums = torch.stack([difference.sum(1), difference.square().sum(1)], dim=1)
+    statistics = rule.statistics(sums, learner.scalar(len(episode.window)), episode.source)
+    return statistics, float(distance(logits, episode.window_target))
+
+
+def logits_under(learner: Learner, theta: Tensor, frames: Tensor) -> Tensor:
+    """Logits f[n, C] of frames u8[n, H, W, 3] under θ f[N] or f[1, N]."""
+    backbone = learner.backbone
+    return backbone.forward(frames.to(learner.device), backbone.split(theta.reshape(-1)), learner.constants)[0]
+
+
+def agreement(learner: Learner, pairs: Sequence[tuple[Tensor, Episode]]) -> float:
+    """Share of aimed-at frames that θ names as the frozen model names the clear view, each under its own θ."""
+    with torch.no_grad():
+        right = [
+            logits_under(learner, theta, episode.aim).argmax(1).cpu() == episode.aim_target.argmax(1)
+            for theta, episode in pairs
+        ]
+    return float(torch.cat(right).double().mean())
+
+
+def distance(logits: Tensor, target: Tensor) -> Tensor:
     """Soft cross-entropy f[] of logits f[n, C] to probabilities f[n, C]."""
-    return -(target * logits.log_softmax(1)).sum(1).mean()
+    return -(target.to(logits.device) * logits.log_softmax(1)).sum(1).mean()

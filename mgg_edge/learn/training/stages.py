@@ -111,7 +111,7 @@ def build_stages(
     for number, scene in enumerate(scenes):
         rng = np.random.default_rng([seed, number])
         objects = np.resize(rng.permutation(len(cut_outs)), views)
-        frames = np.stack([place(scene, cut_outs[index], rng) for index in objects])
+        frames = np.stack([place(scene, cut_outs[int(index)], rng) for index in objects])
         logits, features = frozen(torch.from_numpy(frames))
         probabilities = logits.softmax(1)
         sure = (probabilities.max(1).values >= LEAST_SURE).numpy()

@@ -7,8 +7,9 @@ The gradient is exact: nothing is unrolled, as the rule remembers nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from mgg_edge.learn.rules.forward import Forward
 from mgg_edge.learn.rules.window import WINDOWS, WindowStatistics
 from mgg_edge.learn.training.gradient import principal_directions
 from mgg_edge.learn.training.learner import Learner
+from mgg_edge.learn.training.optimiser import RULE_RATES
 from mgg_edge.learn.training.worlds import Weather, World
 
 __all__ = ["StatisticsMapTrainer", "StatisticsRecipe"]
@@ -57,6 +59,8 @@ class StatisticsMapTrainer:
         world: where weathers come from.
         recipe: how to train.
     """
+
+    rates: ClassVar[Mapping[str, float]] = RULE_RATES
 
     def __init__(self, rule: Forward, learner: Learner, world: World, recipe: StatisticsRecipe) -> None:
         self.rule, self.learner, self.world, self.recipe = rule, learner, world, recipe

@@ -1,0 +1,100 @@
+"""`mgg-edge train --rule forward+`: rules of cameras, learned on photographs and on what passes before them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mgg_edge.errors import UsageError
+from mgg_edge.export.compose import ExportRequest, compose_backbone
+from mgg_edge.files import output_target
+from mgg_edge.learn.backbone import Backbone
+from mgg_edge.learn.rules.files import save_rule
+from mgg_edge.learn.training.cameras import CameraRecipe, CameraTraining, report
+from mgg_edge.learn.training.cameras_judge import WeatherRow, judge_rule
+from mgg_edge.learn.training.loop import Progress
+from mgg_edge.scenes.objects import TEST, TRAINING, VALIDATION, CutOut, Scene, load_cut_outs, load_scenes
+
+__all__ = ["CameraRequest", "train_cameras"]
+
+RESUME_SUFFIX = ".resume"
+VIEWS = 3  # parts of each photograph that cameras look at, in training
+
+
+@dataclass(frozen=True)
+class CameraRequest:
+    """What to train, for what, on what.
+
+    Attributes:
+        model: backbone and weights, as for an export.
+        data: folder of photographs: what cameras look at.
+        objects: folder of cut-outs: what passes; None takes the photographs themselves, held before the camera.
+        out: file of learned numbers to write.
+        recipe: how to train.
+        device: where to compute.
+    """
+
+    model: ExportRequest
+    data: Path
+    objects: Path | None
+    out: Path
+    recipe: CameraRecipe
+    device: str = "cpu"
+
+
+def train_cameras(
+    request: CameraRequest,
+    progress: Callable[[Progress, int], None] = lambda _now, _total: None,
+    looking: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
+) -> tuple[dict[str, Any], list[WeatherRow]]:
+    """Train a rule and write it; interrupted, the same request goes on from the last score.
+
+    Args:
+        request: what to train.
+        progress: told of each update, and of how many there are.
+        looking: told of the scenes as they are looked at.
+
+    Returns:
+        How it was learned, and what it is worth on photographs and things that were kept back.
+
+    Raises:
+        MggEdgeError: see `compose_backbone`, `load_scenes`, `load_cut_outs` and `CameraTraining`.
+    """
+    output_target(request.out)
+    if request.out.suffix != ".safetensors":
+        raise UsageError(f"{request.out}: expected a name that ends in .safetensors")
+    started = time.monotonic()
+    backbone = compose_backbone(request.model)
+    train, held_out = _parts(request, backbone, TRAINING, VIEWS), _parts(request, backbone, VALIDATION, 1)
+    training = CameraTraining(backbone, train, held_out, request.recipe, request.device, looking)
+    last: Progress | None = None
+    for last in training.run(request.out.with_name(request.out.name + RESUME_SUFFIX)):
+        progress(last, request.recipe.total)
+    if last is None:
+        raise UsageError(f"{request.out}{RESUME_SUFFIX}: the training it holds is complete; remove it to train again")
+    facts = {
+        "backbone": backbone.name,
+        "weights": request.model.weights,
+        "data": str(request.data),
+        **report(training, last, time.monotonic() - started),
+    }
+    save_rule(request.out, training.rule, facts)
+    rows = judge_rule(training.rule, training.learner, *_parts(request, backbone, TEST, 1), looking)
+    return {"out": str(request.out), **facts}, rows
+
+
+def _parts(
+    request: CameraRequest, backbone: Backbone, parts: tuple[int, ...], views: int
+) -> tuple[tuple[Scene, ...], tuple[CutOut, ...]]:
+    size = backbone.preprocess
+    scenes = load_scenes(request.data, size.height, size.width, parts, views)
+    things = load_cut_outs(request.objects or request.data, parts, whole=request.objects is None)
+    if not scenes:
+        raise UsageError(
+            f"{request.data}: expected photographs enough for training, choosing and judging, a few dozen at least; "
+            f"found none whose name falls into part {'/'.join(map(str, parts))} of 4"
+        )
+    return scenes, things

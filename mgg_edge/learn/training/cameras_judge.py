@@ -1,0 +1,108 @@
+"""What a rule of cameras is worth on scenes and things it was never shown, in weathers it was never shown.
+
+The fifteen kinds of the benchmark at severity 3, each seen by every camera: θ comes from a window of sixteen frames,
+other things are named under it. Truth is what the frozen model says of the clear view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mgg_edge.learn.rules.forward_plus import ForwardPlus
+from mgg_edge.learn.training.learner import Learner
+from mgg_edge.learn.training.scene_map import agreement, observe
+from mgg_edge.learn.training.stages import Episode, build_stages, draw_episode
+from mgg_edge.scenes.corruptions import BENCHMARK_KINDS, corrupt
+from mgg_edge.scenes.domains import Domain
+from mgg_edge.scenes.objects import CutOut, Scene
+
+__all__ = ["WeatherRow", "judge_rule", "verdict"]
+
+SEVERITY = 3
+WINDOW, AIM = 16, 16
+MAX_CAMERAS = 8
+VIEWS = 96
+SEED = 555
+MAX_CLEAR_LOST = 0.02
+
+
+@dataclass(frozen=True)
+class WeatherRow:
+    """Shares of frames named as in clear weather. Attributes: weather; frozen; robust, under θ₀ + δ; adapted."""
+
+    weather: str
+    frozen: float
+    robust: float
+    adapted: float
+
+
+def judge_rule(
+    rule: ForwardPlus,
+    learner: Learner,
+    scenes: Sequence[Scene],
+    cut_outs: Sequence[CutOut],
+    progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
+) -> list[WeatherRow]:
+    """A row for clear weather and one for each kind.
+
+    Raises:
+        UsageError: before no scene enough is recognised.
+    """
+
+    def frozen(frames: Tensor) -> tuple[Tensor, Tensor]:
+        logits, features = learner.frozen(frames)
+        return logits.cpu(), features.cpu()
+
+    stages = build_stages(scenes, cut_outs, frozen, VIEWS, SEED, progress)[:MAX_CAMERAS]
+    theta, rows = learner.source.theta, []
+    for number, kind in enumerate(("clear", *BENCHMARK_KINDS)):
+        rng = np.random.default_rng([SEED, number])
+        episodes = [draw_episode(stage, _weather(kind), theta, WINDOW, AIM, rng) for stage in stages]
+        with torch.no_grad():
+            adapted = [_theta(rule, learner, episode) for episode in episodes]
+        ways = (
+            [theta for _ in episodes],
+            [theta + rule.robust.detach() for _ in episodes],
+            adapted,
+        )
+        shares = (agreement(learner, list(zip(way, episodes, strict=True))) for way in ways)
+        rows.append(WeatherRow(kind if kind == "clear" else f"{kind}@{SEVERITY}", *shares))
+        progress("weathers", number + 1, 1 + len(BENCHMARK_KINDS))
+    return rows
+
+
+def verdict(rows: Sequence[WeatherRow]) -> str:
+    """One sentence: whether it pays."""
+    clear, weathers = rows[0], rows[1:]
+    frozen, adapted = (float(np.mean([getattr(row, name) for row in weathers])) for name in ("frozen", "adapted"))
+    worst = min(weathers, key=lambda row: row.adapted - row.frozen)
+    found = (
+        f"on scenes and things it has never seen, at severity {SEVERITY} from {WINDOW} frames: {100 * frozen:.1f} % "
+        f"frozen, {100 * adapted:.1f} % adapted; clear pictures kept {100 * clear.adapted:.1f} %; worst is "
+        f"{worst.weather}, {100 * (worst.adapted - worst.frozen):+.1f}"
+    )
+    pays = adapted > frozen and clear.frozen - clear.adapted <= MAX_CLEAR_LOST
+    return f"it {'pays' if pays else 'does not pay'}: {found}"
+
+
+def _theta(rule: ForwardPlus, learner: Learner, episode: Episode) -> Tensor:
+    statistics, _ = observe(rule, learner, episode)
+    return episode.source.theta - rule.change(statistics, episode.source)
+
+
+def _weather(kind: str) -> Domain:
+    if kind == "clear":
+        return Domain("clean", ())
+
+    def apply(frames: NDArray[np.float32], _scale: float, rng: np.random.Generator) -> NDArray[np.float32]:
+        return (corrupt(np.rint(frames * 255).astype(np.uint8), kind, SEVERITY, rng) / np.float32(255)).astype(
+            np.float32
+        )
+
+    return Domain(kind, (apply,))
