@@ -1,0 +1,275 @@
+"""Real pictures: EfficientNet-Lite0 with ImageNet weights on cameras that things pass. The table of docs/RESULTS.md.
+
+    scripts/build_objects                    first: scenes and cut-outs, a minute
+    scripts/bench objects                    hours; finished parts are kept
+    PYTHONPATH=. python benchmarks/objects.py --quick      some minutes: two scenes, severity 3, a few kinds
+
+Scenes and things of part 0 alone (`mgg_edge.scenes.objects`): nothing was trained or chosen on them. Every camera is
+calibrated on clean pictures of half of the things; the other half passes in each of the fifteen kinds of weather. Truth
+is what the frozen model says of the clean picture. Rows that learn nothing have to be beaten:
+
+    frozen        the source model
+    constant      the commonest class of the calibration, always
+    prior         frozen logits plus the logarithm of the calibration's class frequencies
+    oracle        norm parameters fitted with the truth, on the very scene and weather, to the calibration's things
+
+The project's own rules run as `mgg-edge run` runs them, on the calibrated bundle with the verdict's own schedule;
+published methods on PyTorch, sixteen pictures a batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _export import export_if_stale
+from _objects import Camera, Clip, cameras_of
+
+from mgg_edge.export.compose import ExportRequest, compose_backbone
+from mgg_edge.learn.imagenet import imagenet_names
+from mgg_edge.learn.methods import Source, build_method
+from mgg_edge.learn.statistics import measure_statistics
+from mgg_edge.runtime import Adapter
+from mgg_edge.runtime.adaptation.calibration import calibrate
+from mgg_edge.scenes.corruptions import BENCHMARK_KINDS, corrupt
+from mgg_edge.scenes.objects import TEST
+
+SIDE, BATCH = 160, 16
+SEVERITIES = (1, 3, 5)
+PRIOR_WEIGHT = 1.0
+ORACLE_STEPS, ORACLE_RATE = 300, 2e-3
+PUBLISHED = ("bn", "tent", "eata", "sar", "deyo", "cotta", "roid", "lame", "t3a", "foa")
+OWN: dict[str, tuple[str, ...]] = {
+    "statistics": ("--rule", "statistics", "--norm-statistics", "mix:0.3"),
+    "robust": ("--norm-statistics", "source"),
+    "forward+": ("--norm-statistics", "source"),
+}
+MODEL = ("--backbone", "efficientnet_lite0", "--weights", "package", "--image-size", SIDE, "--batch", 8)
+Predict = Callable[[np.ndarray], np.ndarray]
+
+
+class Frozen:
+    """The source model, and what PyTorch's rows need of it."""
+
+    def __init__(self) -> None:
+        request = ExportRequest("efficientnet_lite0", "package", image_size=SIDE, norm_statistics="source")
+        self.backbone, self.moving = (
+            compose_backbone(request),
+            compose_backbone(replace(request, norm_statistics="batch")),
+        )
+        self._constants, self._norms = self.backbone.constants(), self.backbone.split(self.backbone.theta())
+
+    def logits(self, frames: np.ndarray) -> np.ndarray:
+        """Of frames u8[n, H, W, 3]: f32[n, C]."""
+        with torch.no_grad():
+            parts = torch.from_numpy(frames).split(BATCH)
+            found = [self.backbone.forward(part, self._norms, self._constants)[0] for part in parts]
+        return torch.cat(found).numpy()
+
+    def classes(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Classes and their probabilities."""
+        probabilities = torch.from_numpy(self.logits(frames)).softmax(1).numpy()
+        return probabilities.argmax(1), probabilities.max(1)
+
+    def oracle(self, camera: Camera, weather: Callable[[np.ndarray], np.ndarray], seen: np.ndarray) -> np.ndarray:
+        """Classes of what is seen under norm parameters fitted to the calibration's things in the same weather."""
+        target, rng = torch.from_numpy(self.logits(camera.clean)).softmax(1), np.random.default_rng(0)
+        theta = self.backbone.theta().requires_grad_()
+        optimiser = torch.optim.Adam([theta], ORACLE_RATE)
+        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, ORACLE_STEPS)
+        for _ in range(ORACLE_STEPS):
+            chosen = rng.choice(len(camera.clean), BATCH)
+            frames = torch.from_numpy(weather(camera.clean[chosen]))
+            logits, _ = self.backbone.forward(frames, self.backbone.split(theta), self._constants)
+            loss = -(target[chosen] * logits.log_softmax(1)).sum(1).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            decay.step()
+        with torch.no_grad():
+            norms = self.backbone.split(theta.detach())
+            parts = torch.from_numpy(seen).split(BATCH)
+            found = [self.backbone.forward(part, norms, self._constants)[0] for part in parts]
+        return torch.cat(found).argmax(1).numpy()
+
+    def published(self, name: str, clean: np.ndarray) -> Predict:
+        """Classes of a stream by a published method, from the source model."""
+        backbone = self.moving if name not in ("lame", "t3a", "foa") else self.backbone
+        frames = torch.from_numpy(clean)
+        source = Source(measure_statistics(backbone, frames.split(BATCH)), frames)
+
+        def run(stream: np.ndarray) -> np.ndarray:
+            method = build_method(name, backbone, source)
+            state, found = method.init(), []
+            for part in torch.from_numpy(stream).split(BATCH):
+                logits, state = method.step(part, state)
+                found.append(logits.detach().argmax(1))
+            return torch.cat(found).numpy()
+
+        return run
+
+
+def device(bundle: Path) -> Predict:
+    """Classes of a stream as `mgg-edge run` gives them."""
+
+    def run(stream: np.ndarray) -> np.ndarray:
+        with Adapter.open(bundle, threads=1) as adapter:
+            return np.array([adapter(frame).index for frame in stream])
+
+    return run
+
+
+def rows_of(arguments: argparse.Namespace, frozen: Frozen, camera: Camera, folder: Path) -> dict[str, Predict]:
+    """Every method's answers to a stream before this camera."""
+    calibration = frozen.classes(camera.clean)[0]
+    frequencies = np.bincount(calibration, minlength=frozen.backbone.classes) + 1e-3
+    log_prior = np.log(frequencies / frequencies.sum())
+    commonest = int(np.bincount(calibration).argmax())
+    rows: dict[str, Predict] = {
+        "frozen": lambda stream: frozen.logits(stream).argmax(1),
+        "constant": lambda stream: np.full(len(stream), commonest),
+        "prior": lambda stream: (frozen.logits(stream) + PRIOR_WEIGHT * log_prior).argmax(1),
+    }
+    for name in arguments.methods.split(","):
+        if name in PUBLISHED:
+            rows[name] = frozen.published(name, camera.clean)
+        elif name in OWN:
+            rows[name] = device(_calibrated(arguments, name, camera, folder))
+    return rows
+
+
+def _calibrated(arguments: argparse.Namespace, name: str, camera: Camera, folder: Path) -> Path:
+    """The camera's own bundle of a rule."""
+    learned = {"robust": arguments.robust, "forward+": arguments.rule}.get(name)
+    words = [*MODEL, *OWN[name], "--source-data", arguments.pictures / "scenes"]
+    bundle = export_if_stale(folder / f"{name}.mgg", words, learned)
+    site = folder / f"{name}-{camera.name.replace('/', '-')}-{arguments.seed}.mgg"
+    if not site.exists() or site.stat().st_mtime < bundle.stat().st_mtime:
+        found = calibrate(bundle, Clip(camera.name, camera.clean), site, threads=1)
+        print(f"{name}: {camera.name}: {found.verdict}, {found.clean_changed:.1%} changed on clean", flush=True)
+    return site
+
+
+def measure(
+    arguments: argparse.Namespace, frozen: Frozen, camera: Camera, severity: int, folder: Path
+) -> dict[str, Any]:
+    """Shares of pictures named as in clear weather, by method and kind."""
+    rows = rows_of(arguments, frozen, camera, folder)
+    shares: dict[str, dict[str, float]] = {name: {} for name in rows}
+    human: dict[str, list[float]] = {name: [] for name in rows}
+    named = camera.names >= 0
+    for number, kind in enumerate(("clear", "few", *arguments.kinds)):
+        rng = np.random.default_rng([arguments.seed, severity, number])
+        stream, truth = (camera.few, camera.few_truth) if kind == "few" else (camera.seen, camera.truth)
+        if kind not in ("clear", "few"):
+            stream = corrupt(stream, kind, severity, rng)
+        for name, predict in rows.items():
+            found = predict(stream)
+            shares[name][kind] = float((found == truth).mean())
+            if kind not in ("clear", "few") and named.any():
+                human[name].append(float((found == camera.names)[named].mean()))
+        if arguments.oracle and kind not in ("clear", "few"):
+            own = np.random.default_rng([arguments.seed, severity, number, 1])
+            found = frozen.oracle(camera, lambda part, kind=kind, own=own: corrupt(part, kind, severity, own), stream)
+            shares.setdefault("oracle", {})[kind] = float((found == truth).mean())
+    people = {name: float(np.mean(values)) for name, values in human.items() if values}
+    return {"camera": camera.name, "severity": severity, "seed": arguments.seed, "shares": shares, "people": people}
+
+
+def table(found: list[dict[str, Any]], kinds: tuple[str, ...]) -> str:
+    """Mean over cameras ± their spread, for each severity."""
+    severities = sorted({part["severity"] for part in found})
+    names = list(dict.fromkeys(name for part in found for name in part["shares"]))
+    lines = [
+        f"| | clear kept | three things | {' | '.join(f'severity {level}' for level in severities)} | as a person |"
+    ]
+    lines.append(f"|---|{'---|' * (3 + len(severities))}")
+    for name in names:
+        parts = [part for part in found if name in part["shares"]]
+        cells = [_share([part["shares"][name].get(kind) for part in parts]) for kind in ("clear", "few")]
+        for level in severities:
+            own = [part["shares"][name] for part in parts if part["severity"] == level]
+            cells.append(_share([float(np.mean([shares[kind] for kind in kinds])) for shares in own]))
+        cells.append(_share([part["people"].get(name) for part in parts]))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _share(values: list[float | None]) -> str:
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return ""
+    return f"{np.mean(known):.1f}" + (f" ± {np.std(known, ddof=1):.1f}" if len(known) > 1 else "")
+
+
+def kinds_table(found: list[dict[str, Any]], kinds: tuple[str, ...], severity: int) -> str:
+    """Every kind at one severity, mean over cameras."""
+    own = [part for part in found if part["severity"] == severity]
+    names = [name for name in dict.fromkeys(name for part in own for name in part["shares"]) if name != "constant"]
+    lines = [f"| severity {severity} | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    for kind in kinds:
+        known = ([part["shares"][name][kind] for part in own if name in part["shares"]] for name in names)
+        cells = [_share([float(np.mean(values))]) for values in known]
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def people(path: Path) -> dict[str, int]:
+    """What a person calls the stamps, as classes of ImageNet: lines of a path and a WordNet id."""
+    ids = {names[0]: index for index, names in enumerate(imagenet_names())}
+    lines = [line.split() for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    return {words[0]: ids[words[1]] for words in lines}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=Path, default=Path(".cache/objects"), help="what scripts/build_objects made")
+    parser.add_argument("--out", type=Path, default=Path(".cache/results/objects"), help="bundles and figures")
+    parser.add_argument("--rule", type=Path, default=None, help="learned forward+; the package's by default")
+    parser.add_argument("--robust", type=Path, default=None, help="learned robust θ; the package's by default")
+    parser.add_argument("--methods", default="statistics,robust,forward+", help=f"of {', '.join((*OWN, *PUBLISHED))}")
+    parser.add_argument("--oracle", action="store_true", help="an upper bound; five minutes a camera and kind")
+    parser.add_argument("--scenes", type=int, default=8)
+    parser.add_argument("--frames", type=int, default=96, help="pictures of each kind")
+    parser.add_argument("--severities", default="1,3,5")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="two scenes, severity 3, five kinds, 48 pictures")
+    arguments = parser.parse_args()
+    arguments.kinds = BENCHMARK_KINDS
+    if arguments.quick:
+        arguments.scenes, arguments.severities, arguments.frames = 2, "3", 48
+        arguments.kinds = BENCHMARK_KINDS[::3]
+    frozen = Frozen()
+    said = people(Path(__file__).parent.parent / "scripts" / "objects.txt")
+    cameras = cameras_of(
+        arguments.pictures, TEST, frozen.classes, SIDE, arguments.frames, arguments.seed, arguments.scenes, said
+    )
+    print(f"{len(cameras)} cameras: {', '.join(camera.name for camera in cameras)}", flush=True)
+    found = []
+    for camera in cameras:
+        for severity in map(int, arguments.severities.split(",")):
+            of = [camera.name.replace("/", "-"), severity, arguments.seed, arguments.frames, len(arguments.kinds)]
+            label = "-".join(map(str, [*of, arguments.methods.replace(",", "+"), *["oracle"] * arguments.oracle]))
+            part = arguments.out / "parts" / f"{label}.json"
+            if not part.exists():
+                part.parent.mkdir(parents=True, exist_ok=True)
+                part.write_text(json.dumps(measure(arguments, frozen, camera, severity, arguments.out)))
+            found.append(json.loads(part.read_text()))
+            print(f"{camera.name} at {severity}: {_line(found[-1], arguments.kinds)}", flush=True)
+    print(f"\n{table(found, arguments.kinds)}\n\n{kinds_table(found, arguments.kinds, found[0]['severity'])}\n")
+    print(json.dumps({"cameras": [camera.name for camera in cameras], "parts": len(found)}))
+
+
+def _line(part: dict[str, Any], kinds: tuple[str, ...]) -> str:
+    means = {name: 100 * np.mean([own[kind] for kind in kinds]) for name, own in part["shares"].items()}
+    return ", ".join(f"{name} {mean:.1f}" for name, mean in means.items())
+
+
+if __name__ == "__main__":
+    main()
