@@ -31,7 +31,8 @@ def export(
         str | None, typer.Option(help="mgg, mgg+, adam+, forward, statistics, adam, sgd; the file's, or mgg.")
     ] = None,
     mgg: Annotated[
-        Path | None, typer.Option(help="Learned rule: what `mgg-edge train` wrote, or a released MGG (.pth).")
+        Path | None,
+        typer.Option(help="Learned rule: what `mgg-edge train` wrote, a released MGG (.pth), or 'package'."),
     ] = None,
     batch: Annotated[int, typer.Option(min=2, help="Frames per adaptation step.")] = 8,
     labels: Labels = None,
@@ -43,8 +44,9 @@ def export(
     adapt: Annotated[str, typer.Option(help="Norms that adapt: all, last:K or a regular expression.")] = "all",
     taps: Annotated[str | None, typer.Option(help="Modules the features come from, a regular expression.")] = None,
     norm_statistics: Annotated[
-        str, typer.Option(help="Statistics of batch normalisation: source, batch or mix:ALPHA.")
-    ] = "mix:0.1",
+        str | None,
+        typer.Option(help="Of batch normalisation: source, batch or mix:ALPHA; mix:0.1, or source for a learned rule."),
+    ] = None,
     mean: Mean = None,
     std: Std = None,
     crop: Crop = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.resources
 import logging
 import re
 from collections.abc import Iterable, Iterator
@@ -29,7 +30,7 @@ from mgg_edge.learn.objective import Objective
 from mgg_edge.learn.packaged_weights import PACKAGED, packaged_weights
 from mgg_edge.learn.pictures import open_glyphs
 from mgg_edge.learn.rules.base import UpdateRule
-from mgg_edge.learn.rules.files import LEARNED_RULES, RULES, load_rule, untrained_rule
+from mgg_edge.learn.rules.files import LEARNED_RULES, RULES, learned_name, load_rule, untrained_rule
 from mgg_edge.learn.rules.statistics import Statistics
 from mgg_edge.learn.statistics import MIN_SOURCE_IMAGES, SourceStatistics, measure_statistics
 from mgg_edge.learn.step import AdaptStep
@@ -64,7 +65,8 @@ class ExportRequest:
         seed: of random weights and of an untrained rule.
         source_data: directory of clean images, a glyph file, or None for a synthetic set.
         rule: `mgg`, `adam` or `sgd`.
-        mgg: file of learned numbers, or None for untrained ones.
+        mgg: file of learned numbers, `package` for those that this package has for a backbone, or None for untrained
+            ones.
         labels: file with one class name a line, the word `imagenet`, or None for what is known of the weights.
         learning_rate: α, or None for the rule's own.
         objective: weights of the loss.
@@ -72,7 +74,8 @@ class ExportRequest:
         classes: number of classes, or None for what the weights or the model have.
         adapt: which norms adapt: `all`, `last:K` or a regular expression of layer names.
         taps: regular expression of modules the features come from, or None for the rule of the model's family.
-        norm_statistics: of batch normalisation: `source`, `batch` or `mix:ALPHA`.
+        norm_statistics: of batch normalisation: `source`, `batch` or `mix:ALPHA`; None for those a learned rule was
+            learned with, else `mix:0.1`.
         outputs: what the model returns (`OUTPUTS`); None for logits, checked.
         preparation: how pictures are prepared, over the model's own configuration.
     """
@@ -90,7 +93,7 @@ class ExportRequest:
     classes: int | None = None
     adapt: str = ADAPT_ALL
     taps: str | None = None
-    norm_statistics: str = DEFAULT_NORM_STATISTICS
+    norm_statistics: str | None = None
     outputs: str | None = None
     preparation: Preparation = AS_CONFIGURED
 
@@ -144,7 +147,8 @@ def _check_rule(request: ExportRequest) -> None:
 def _rule(request: ExportRequest, backbone: Backbone) -> tuple[UpdateRule, str]:
     size, features = backbone.norms.size, backbone.features
     if request.mgg is not None:
-        rule = load_rule(request.mgg, size, features)
+        file = _rule_file(request)
+        rule = load_rule(file, size, features)
         if request.rule not in (None, rule.name):
             raise UsageError(f"rule: {request.mgg} holds '{rule.name}', found --rule {request.rule}")
         if rule.name != "mgg" and backbone.statistics is not None:
@@ -152,7 +156,7 @@ def _rule(request: ExportRequest, backbone: Backbone) -> tuple[UpdateRule, str]:
                 f"rule: {request.mgg} was learned with the source's statistics of batch normalisation, found "
                 f"--norm-statistics {request.norm_statistics}; use --norm-statistics {STILL}"
             )
-        return rule, request.mgg.name
+        return rule, file.name
     name = request.rule or DEFAULT_RULE
     if name == Statistics.name and backbone.statistics is None:
         raise UsageError(
@@ -177,7 +181,7 @@ def compose_backbone(request: ExportRequest) -> Backbone:
     options: dict[str, Any] = {
         "adapt": request.adapt,
         "taps": request.taps,
-        "norm_statistics": request.norm_statistics,
+        "norm_statistics": request.norm_statistics or _norm_statistics_of_rule(request),
         "outputs": request.outputs or OUTPUTS[0],
         "config": place.config,
         "preparation": request.preparation,
@@ -213,6 +217,31 @@ def _check_outputs(backbone: Backbone) -> None:
     with torch.no_grad():
         logits, _ = backbone.forward(frames, backbone.split(backbone.theta()), backbone.constants())
     check_outputs(logits, backbone.name)
+
+
+def _rule_file(request: ExportRequest) -> Path:
+    """Where the learned numbers lie.
+
+    Raises:
+        UsageError: the package has none for this backbone, or was asked for them with other weights.
+    """
+    file = Path(str(request.mgg))
+    if str(file) != "package":
+        return file
+    packaged = Path(str(importlib.resources.files("mgg_edge.data") / f"{request.backbone}.safetensors"))
+    if request.weights != "package" or not packaged.is_file():
+        known = ", ".join(name for name in PACKAGED if packaged.with_name(f"{name}.safetensors").is_file()) or "nothing"
+        raise UsageError(
+            f"rule: --mgg package has numbers for {known} with --weights package alone, found {request.backbone} with "
+            f"--weights {request.weights}; learn some with `mgg-edge train`"
+        )
+    return packaged
+
+
+def _norm_statistics_of_rule(request: ExportRequest) -> str:
+    """Rules learned for one backbone were learned with the source's statistics."""
+    name = request.rule if request.mgg is None else learned_name(_rule_file(request))
+    return STILL if name in LEARNED_RULES and name != "mgg" else DEFAULT_NORM_STATISTICS
 
 
 def _packaged(name: str, options: dict[str, Any]) -> Backbone:

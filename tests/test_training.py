@@ -317,9 +317,9 @@ class TestRequests:
         assert ended.value.code in (0, None), capsys.readouterr().err
         export = ["export", *model, "--mgg", str(rule), "--parity-steps", "1", "--batch", "4", "--out", str(out)]
         with pytest.raises(SystemExit) as ended:
-            main(export)
+            main([*export, "--norm-statistics", "mix:0.1"])
         assert ended.value.code == 2
         assert "use --norm-statistics source" in " ".join(capsys.readouterr().err.split())
         with pytest.raises(SystemExit) as ended:
-            main([*export, "--norm-statistics", "source"])
+            main(export)
         assert ended.value.code in (0, None), capsys.readouterr().err
