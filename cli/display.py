@@ -23,7 +23,7 @@ from mgg_edge.compat import Self
 from mgg_edge.errors import printable
 
 if TYPE_CHECKING:
-    from mgg_edge.manifest import ParityInfo
+    from mgg_edge.manifest import ParityInfo, ParityJudgement, ParityRow
     from mgg_edge.runtime.adaptation.adapter import Prediction
     from mgg_edge.runtime.demo import Scores
     from mgg_edge.runtime.sources.source_demo import DemoFrame
@@ -318,17 +318,19 @@ def print_parity(parity: ParityInfo | None) -> None:
     if parity is None:
         print_facts({"parity": "not checked"})
         return
+    judged: list[tuple[str, ParityJudgement | ParityRow]] = [("one step", row) for row in parity.judged]
+    parted: list[tuple[str, ParityJudgement | ParityRow]] = [(f"{row.step}, apart", row) for row in parity.rows]
     print_table(
-        ("step", "quantity", "torch float32", "engine", "ratio"),
+        ("steps", "quantity", "torch float32", "engine", "ratio"),
         [
             (
-                str(row.step),
+                steps,
                 row.quantity,
                 f"{row.torch_float32:.2e}",
                 f"{row.engine:.2e}",
                 f"{row.engine / row.torch_float32:.2f}" if row.torch_float32 > 0 else "-",
             )
-            for row in parity.rows
+            for steps, row in [*judged, *parted]
         ],
     )
     print_facts({"parity": f"{parity.engine}, {parity.steps} steps, largest logit difference {parity.logits_max:.2e}"})

@@ -24,6 +24,7 @@ __all__ = [
     "MemberInfo",
     "ObjectiveInfo",
     "ParityInfo",
+    "ParityJudgement",
     "ParityRow",
     "Precision",
     "PreprocessInfo",
@@ -247,20 +248,37 @@ class ParityRow:
 
 
 @dataclass(frozen=True)
+class ParityJudgement:
+    """How far one step is from the same step in float64, the median over the steps of the check.
+
+    Attributes:
+        quantity: `logits`, `loss`, `update`, a tensor of the state, or `features` of inference.
+        torch_float32: relative distance of PyTorch float32.
+        engine: of the exported graph.
+    """
+
+    quantity: str
+    torch_float32: float
+    engine: float
+
+
+@dataclass(frozen=True)
 class ParityInfo:
     """Outcome of the numeric check that every export must pass.
 
     Attributes:
         engine: name and version of the engine compared.
         steps: adaptation steps run.
-        logits_max: largest |logit difference| between the engine and PyTorch float32 over all steps and inference.
-        rows: distances from float64 at the reported steps.
+        logits_max: largest |logit difference| between the engine and float64 over all steps.
+        rows: how far trajectories have parted at the reported steps; for people.
+        judged: distances from float64 of single steps from the same states.
     """
 
     engine: str
     steps: int
     logits_max: float
     rows: tuple[ParityRow, ...]
+    judged: tuple[ParityJudgement, ...] = ()
 
 
 @dataclass(frozen=True)

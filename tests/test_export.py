@@ -19,8 +19,10 @@ from mgg_edge.export import Origins, export_bundle  # noqa: E402
 from mgg_edge.export import bundle as bundle_module  # noqa: E402
 from mgg_edge.export.graphs import build_graphs  # noqa: E402
 from mgg_edge.export.parity import Parity, check_parity  # noqa: E402
+from mgg_edge.export.parity_runs import Said, TorchRun  # noqa: E402
 from mgg_edge.export.tensorrt_lint import lint_tensorrt  # noqa: E402
-from mgg_edge.manifest import ParityInfo, ParityRow  # noqa: E402
+from mgg_edge.manifest import ParityInfo, ParityJudgement  # noqa: E402
+from mgg_edge.norms import NormLayout, NormParameter  # noqa: E402
 from mgg_edge.runtime.bundle.bundle import Bundle  # noqa: E402
 from mgg_edge.runtime.bundle.graphs import embed_weights, read_graph  # noqa: E402
 from mgg_edge.runtime.engines.engine import open_engine  # noqa: E402
@@ -55,50 +57,62 @@ def test_every_rule_exports_with_parity(tmp_path, rule):
     assert {row.step for row in manifest.parity.rows} == {1, 5, 20}
     quantities = {row.quantity for row in manifest.parity.rows}
     assert quantities == ({"logits", "update"} if rule == "sgd0" else {"logits", "update", "memory"})
-    check_parity(Parity(manifest.parity, 0.0))
+    judged = {found.quantity for found in manifest.parity.judged}
+    assert judged >= {"logits", "loss", "update", "logits of inference", "features"}
+    assert judged >= {"adam": {"m", "v"}, "mgg": {"m", "v", "memory", "memory_bias"}, "sgd": {"momentum"}}.get(
+        rule, set()
+    )
+    check_parity(Parity(manifest.parity))
 
 
-def info(engine=1e-5, torch_float32=1e-5, logits_max=1e-5, torch_logits_max=1e-5):
-    return Parity(ParityInfo("test", 5, logits_max, (ParityRow(5, "update", torch_float32, engine),)), torch_logits_max)
+def judged(engine=1e-5, torch_float32=1e-5, steps=50, quantity="update"):
+    return Parity(ParityInfo("test", steps, 0.0, (), (ParityJudgement(quantity, torch_float32, engine),)))
 
 
 def test_parity_bounds(caplog):
-    check_parity(info(engine=2e-5))
-    check_parity(info(engine=7e-6, torch_float32=0.0))  # ordinary rounding
-    check_parity(info(engine=1.9e-3, torch_float32=2e-4))  # parted trajectories
-    for strayed in (info(engine=2.1e-3, torch_float32=2e-4), info(engine=2.1e-4, torch_float32=1e-4)):
-        with pytest.raises(ParityError, match="after 5 steps the update"):
+    check_parity(judged(engine=2e-5))
+    check_parity(judged(engine=7e-6, torch_float32=0.0))  # ordinary rounding
+    check_parity(judged(engine=6e-5, steps=4))  # few steps say little
+    for strayed in (judged(engine=2.1e-5), judged(engine=float("nan")), judged(engine=8e-6, torch_float32=0.0)):
+        with pytest.raises(ParityError, match="the update of test after one step is"):
             check_parity(strayed)
-    for strayed in (info(engine=2.1e-5), info(engine=float("nan")), info(engine=8e-6, torch_float32=0.0)):
-        with pytest.raises(ParityError, match="after 5 steps the update"):
-            check_parity(strayed)
-    for logits_max in (1.1e-3, float("nan")):
-        with pytest.raises(ParityError, match="a logit of test"):
-            check_parity(info(logits_max=logits_max))
-    check_parity(info(logits_max=5.9e-3, torch_logits_max=3e-3))  # any float32 strays as far: said, not refused
-    assert "the step is ill-conditioned: its logits stray 5.9e-03" in caplog.text
-    for torch_logits_max in (3e-3, float("nan")):
-        with pytest.raises(ParityError, match=r"a logit of test is 6.*PyTorch float32"):
-            check_parity(info(logits_max=6.1e-3, torch_logits_max=torch_logits_max))
+    with pytest.raises(ParityError, match=r"expected at most 6\.00e-05"):
+        check_parity(judged(engine=6.1e-5, steps=4))
+    assert not caplog.text
 
 
-def parity_rows(update, memory=1e-6):
-    """The rows of a step whose update and memory of 2,000 scalars the engine gets wrong by `update` and `memory`."""
-    ones = np.ones(2000)
-    exact, single = (parity_module._Snapshot(ones, ones * scale, ones * scale) for scale in (1, 1 + 1e-6))
-    return parity_module._rows(1, exact, single, parity_module._Snapshot(ones, ones + update, ones + memory))
+def test_a_step_that_no_float32_follows_is_said_not_refused(caplog):
+    strayed = judged(engine=3e-3, torch_float32=3e-3, quantity="logits")
+    check_parity(strayed)
+    assert "PyTorch's own logits are 3.0e-03 from float64 after one step" in caplog.text
+    assert "try --norm-statistics" not in caplog.text  # nothing moves here
+    check_parity(strayed._replace(moves=True))
+    assert "after one step; try --norm-statistics source" in caplog.text
 
 
-def test_two_scalars_in_two_thousand_do_not_decide_on_the_update():
-    stray = np.full(2000, 1e-6)
-    stray[[3, 700]] = 0.5
-    check_parity(Parity(ParityInfo("test", 1, 0.0, tuple(parity_rows(stray))), 0.0))
-    for wrong in ({"update": np.where(np.arange(2000) < 3, 0.5, 1e-6)}, {"update": 1e-6, "memory": stray}):
-        with pytest.raises(ParityError):
-            check_parity(Parity(ParityInfo("test", 1, 0.0, tuple(parity_rows(**wrong))), 0.0))
-    stray[3] = np.nan
-    with pytest.raises(ParityError, match="update of test is nan"):
-        check_parity(Parity(ParityInfo("test", 1, 0.0, tuple(parity_rows(stray))), 0.0))
+def distances(wrong):
+    """Of a step on 2,000 scalars with gradients from 1e-9 to 1, whose update the engine gets wrong by `wrong`."""
+    norms = NormLayout((NormParameter("a", (1000,)), NormParameter("b", (1000,))))
+    gradient = np.concatenate([np.logspace(-9, 0, 1000), np.full(1000, 1.0)])
+    rounding = 1e-6 * np.random.default_rng(0).standard_normal(2000)
+    begin = {"theta": np.ones(2000), "m": np.zeros(2000)}
+
+    def said(noise, update):
+        return Said(np.ones((1, 3)), 1.0, {"theta": 1 - update, "m": 0.1 * (gradient + noise)})
+
+    exact = said(0, np.sign(gradient))
+    single = said(rounding, np.sign(gradient) * (1 + 1e-6))
+    found = parity_module._step_distances(begin, exact, single, said(rounding, np.sign(gradient) + wrong), norms)
+    return found["update"][1], found["m"]
+
+
+def test_where_the_gradient_is_rounding_the_update_is_not_looked_at():
+    gradient = np.concatenate([np.logspace(-9, 0, 1000), np.full(1000, 1.0)])
+    update, moment = distances(np.where(gradient < 1e-5, -2.0, 1e-6))
+    assert update < 1e-5  # signs of what is nothing but rounding decide nothing
+    assert moment[0] == moment[1] < 1e-5
+    update, _ = distances(np.where(gradient > 0.99, 1e-3, 0))
+    assert update > 5e-4
 
 
 def scale_constant(model, old, new):
@@ -139,8 +153,8 @@ def test_a_slightly_wrong_step_is_refused_and_nothing_is_written(tmp_path, monke
 def test_the_float64_reference_is_not_float32_in_disguise():
     step = small_step()
     batch = frames(4)
-    exact = parity_module._TorchRunner(step, torch.float64)(batch)
-    single = parity_module._TorchRunner(step, torch.float32)(batch)
+    runs = [TorchRun(step, dtype) for dtype in (torch.float64, torch.float32)]
+    exact, single = (run.step(batch, run.initial()) for run in runs)
     assert 1e-9 < np.abs(exact.logits - single.logits).max() < 1e-4
 
 

@@ -13,7 +13,7 @@ import pytest
 import toy
 from mgg_edge import schema
 from mgg_edge.errors import ManifestError
-from mgg_edge.manifest import Manifest, ParityInfo, ParityRow
+from mgg_edge.manifest import Manifest, ParityInfo, ParityJudgement, ParityRow
 
 FIELDS = [field.name for field in dataclasses.fields(Manifest) if field.default is dataclasses.MISSING]
 LATER = {field.name: field.default for field in dataclasses.fields(Manifest) if field.name not in FIELDS}
@@ -57,7 +57,7 @@ def test_round_trip_is_exact():
 def test_parity_round_trip():
     rows = (ParityRow(1, "logits", 1e-7, 2e-7),)
     fields = {field.name: None for field in dataclasses.fields(ParityInfo)}
-    values: dict[str, Any] = {"rows": rows}
+    values: dict[str, Any] = {"rows": rows, "judged": (ParityJudgement("loss", 1e-7, 2e-7),)}
     for field in dataclasses.fields(ParityInfo):
         if field.name not in values:
             values[field.name] = {"int": 1, "float": 0.5, "str": "text", "bool": True}[str(field.type)]
