@@ -192,10 +192,10 @@ class StatisticsInfo:
 
 @dataclass(frozen=True)
 class SiteRow:
-    """One kind of simulated weather on the site's own pictures, the frozen model's clean predictions taken as truth.
+    """One simulated weather on the site's own pictures, the frozen model's clean predictions taken as truth.
 
     Attributes:
-        kind: of corruption, with its severity.
+        kind: of weather: its operations joined by `+`.
         frozen, adapted: shares of predictions that agree with the clean ones.
     """
 
