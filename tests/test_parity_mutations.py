@@ -74,11 +74,12 @@ def mutants(model, count, seed):
             place = int(rng.integers(len(tensors)))
             tensor = constants(wrong)[place]
             values = numpy_helper.to_array(tensor)
-            changed = values * np.float32(1 + 3e-3)  # off in the third or fourth digit
+            # Off in the third or fourth digit; an ε, which only its size makes matter, taken for another one.
+            changed = values * np.float32(1 + 3e-3 if np.abs(values).max() > 1e-4 else 1e3)
             if np.array_equal(changed, values):
                 continue
             tensor.CopyFrom(numpy_helper.from_array(changed.astype(np.float32), tensor.name))
-            yield f"constant {values.ravel()[:3]} by 3e-3", wrong
+            yield f"constant {values.ravel()[:3]} for {changed.ravel()[:3]}", wrong
             continue
         node = wrong.graph.node[int(rng.choice(nodes))]
         before = node.op_type
