@@ -35,8 +35,12 @@ def save_in_place(directory: Path) -> None:
                 file.write(data[start : start + 64])
 
 
-def kill_once(directory: Path, first: int, delay_s: float, in_place: bool) -> int:
-    """The last save that was acknowledged before the kill, or first − 1."""
+def kill_once(directory: Path, first: int, saves: int, spins: int, in_place: bool) -> int:
+    """Kill the saver once it has done so many saves, a little into the next one.
+
+    Returns:
+        The last save that was acknowledged before the kill, or first − 1.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -48,21 +52,37 @@ def kill_once(directory: Path, first: int, delay_s: float, in_place: bool) -> in
         finally:
             os._exit(1)
     os.close(writing)
-    time.sleep(delay_s)
+    data = _wait_for(directory, reading, saves, in_place)
+    for _ in range(spins):
+        pass
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    data = b""
     while part := os.read(reading, 1 << 16):
         data += part
     os.close(reading)
     return int.from_bytes(data[len(data) // 4 * 4 - 4 :][:4], "little") if len(data) >= 4 else first - 1
 
 
+def _wait_for(directory: Path, reading: int, saves: int, in_place: bool) -> bytes:
+    """Acknowledgements until there are so many; in place, until the file is there in part."""
+    data = b""
+    if in_place:
+        whole, path = (
+            len(encode_state(SavedState(checkpoint(1), "camera", 1))),
+            StateStore(directory, "camera", BUNDLE).paths()[0],
+        )
+        while not (path.exists() and 0 < path.stat().st_size < whole):
+            time.sleep(0)
+    while not in_place and len(data) < 4 * saves:
+        data += os.read(reading, 4 * saves - len(data))
+    return data
+
+
 def main(directory: Path, kills: int, in_place: bool) -> None:
     chance, unreadable, lost, saves = random.Random(0), 0, 0, 0  # noqa: S311
     number = 0
     for _ in range(kills):
-        acknowledged = kill_once(directory, number, chance.uniform(0.0005, 0.012), in_place)
+        acknowledged = kill_once(directory, number, chance.randrange(4), chance.randrange(60_000), in_place)
         try:
             found = StateStore(directory, "camera", BUNDLE).load()
         except MggEdgeError:

