@@ -415,3 +415,31 @@ def test_diagnostics_are_named_as_the_graph_s_outputs():
 def test_every_error_of_the_run_time_is_in_the_tree(toy_bundle: Path):
     with Adapter.open(toy_bundle) as adapter, pytest.raises(MggEdgeError):
         adapter(None)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_in_a_forked_child_an_adapter_refuses_and_closes_at_once(toy_bundle, background):
+    """In a process of its own: this one has threads."""
+    code = f"""
+import os, sys
+import numpy as np
+from mgg_edge.errors import UsageError
+from mgg_edge.runtime import Adapter
+adapter = Adapter.open({str(toy_bundle)!r}, threads=1, background={background})
+frame = np.zeros((24, 32, 3), np.uint8)
+adapter(frame)
+child = os.fork()
+if not child:
+    try:
+        adapter(frame)
+    except UsageError as error:
+        adapter.close()
+        os._exit(7 if "after the fork" in str(error) else 1)
+    os._exit(1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+adapter(frame)
+adapter.close()
+"""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

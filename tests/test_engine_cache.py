@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-from mgg_edge.errors import EngineError, SinkError
+from mgg_edge.errors import EngineError, SinkError, UsageError
 from mgg_edge.runtime.engines.engine_cache import CACHE_VARIABLE, EngineCache, default_cache
 from mgg_edge.runtime.engines.engine_key import EngineKey
 
@@ -185,3 +185,11 @@ def test_the_place_can_be_chosen(monkeypatch, tmp_path):
     assert str(default_cache()) == "/x/mgg-edge/engines"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert str(default_cache()).endswith("/.cache/mgg-edge/engines")
+
+
+def test_a_user_without_a_home_is_told_what_to_name(monkeypatch):
+    for name in ("MGG_EDGE_ENGINES", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pathlib.Path.expanduser", lambda _: (_ for _ in ()).throw(RuntimeError("no home")))
+    with pytest.raises(UsageError, match="this user has no home directory; name a folder with MGG_EDGE_ENGINES"):
+        default_cache()

@@ -104,3 +104,12 @@ def test_pixels_that_are_not_square_are_made_so(tmp_path, pixel_aspect, size):
 def test_the_longer_side_of_a_pixel_decides():
     assert square_size(720, 576, Fraction(16, 15)) == (768, 576)
     assert square_size(720, 480, Fraction(8, 9)) == (720, 540)
+
+
+def test_the_second_picture_of_a_photograph_or_a_page_is_no_frame(tmp_path):
+    first, second = (Image.new("RGB", (32, 24), colour) for colour in ((200, 0, 0), (0, 0, 200)))
+    first.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[second])
+    first.save(tmp_path / "moves.gif", save_all=True, append_images=[second], duration=100)
+    counts = {path.name: len(list(read_animation(path))) for path in sorted(tmp_path.iterdir())}
+    assert counts == {"moves.gif": 2, "phone.jpg": 1}
+    assert read_picture(tmp_path / "phone.jpg")[0, 0, 0] > 150

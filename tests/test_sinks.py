@@ -21,6 +21,7 @@ from mgg_edge.runtime.adaptation.adapter import Prediction
 from mgg_edge.runtime.outputs import sinks
 from mgg_edge.runtime.outputs.overlay import MIN_WIDTH, Caption, Overlay
 from mgg_edge.runtime.outputs.sinks import AnnotatedVideo, CsvLines, JsonLines
+from mgg_edge.runtime.outputs.sinks_lines import COLUMNS
 from mgg_edge.runtime.sources.video import Frame
 from videos import pictures, read_pictures
 
@@ -134,14 +135,16 @@ def test_lines_of_several_threads_never_mix() -> None:
 def test_a_table_has_a_header_and_a_row_a_frame(tmp_path: Path) -> None:
     sink = CsvLines(tmp_path / "out.csv", "door")
     sink.write(Frame(0, 0.0, pictures(1)[0]), prediction(label='a, "b"\nc', entropy=math.nan))
-    sink.write(Frame(1, 0.04, pictures(1)[0]), prediction(step=2, label="=cmd()"))
+    sink.write(Frame(1, 0.04, pictures(1)[0], file="x/1.png"), prediction(step=2, label="=cmd()"))
     rows_so_far = list(csv.reader(io.StringIO((tmp_path / "out.csv").read_text())))
     sink.close()
     sink.close()
     assert list(csv.reader(io.StringIO((tmp_path / "out.csv").read_text()))) == rows_so_far
     header, first, second = rows_so_far
-    assert header == ["source", "frame", "time_s", "label", "index", "probability", "entropy", "step", "adapted"]
-    assert first == ["door", "0", "0.0", 'a, "b" c', "0", "0.75", "", "0", "False"]
+    assert header == ["source", *COLUMNS, "file"]
+    assert COLUMNS == ("frame", "time_s", "label", "index", "probability", "entropy", "step", "adapted")
+    assert first == ["door", "0", "0.0", 'a, "b" c', "0", "0.75", "", "0", "False", ""]
+    assert second[-1] == "x/1.png"
     assert second[3] == "'=cmd()"  # no formula for a spreadsheet
     with pytest.raises(SinkError, match="given up"):
         sink.write(Frame(2, 0.08, pictures(1)[0]), prediction())

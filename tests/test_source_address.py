@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mgg_edge.errors import MggEdgeError
+from mgg_edge.errors import MggEdgeError, UsageError
 from mgg_edge.runtime.sources.source_address import redact, scheme_of
 from mgg_edge.runtime.sources.source_live import LiveOptions
 from mgg_edge.runtime.sources.source_open import open_source, suggest_name
@@ -100,3 +100,19 @@ def test_control_the_unredacted_text_would_be_found() -> None:
     address = f"rtsp://admin:{SECRET}@127.0.0.1/live"
     assert SECRET in address
     assert SECRET not in redact(address)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rtsp://admin:hunter2/rd@127.0.0.1/cam1", "rtsp://admin:hunter2#x@127.0.0.1/cam1",
+        "rtsp://admin:hunter2?x@127.0.0.1/cam1", "rtsp://admin:hunter2 x@127.0.0.1/cam1",
+        "rtsp://hunter2:9/x@127.0.0.1/cam1", "rtsp://admin:p@hunter2:w/rd@127.0.0.1/cam1",
+        "admin:hunter2@127.0.0.1/cam1", "rtsp://admin:hunter2", "http://admin:hunter2]@127.0.0.1/",
+    ],
+)  # fmt: skip
+def test_nothing_of_a_malformed_password_is_ever_shown(text: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        open_source(text)
+    assert "hunter2" not in str(refused.value)
+    assert "percent-encoded" in str(refused.value) or "begins with its scheme" in str(refused.value)

@@ -135,3 +135,30 @@ def test_a_picture_too_large_to_hold_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("mgg_edge.scenes.picture_file.MAX_PIXELS", 100)
     with pytest.raises(SourceError, match="expected at most 100 pixels, found 48x32"):
         read_picture(path)
+
+
+def test_every_frame_names_its_file_and_files_left_out_are_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.jfif", "b.png"):
+        Image.new("RGB", (16, 16)).save(tmp_path / name, format="JPEG" if name.endswith("jfif") else "PNG")
+    for name in ("notes.txt", "c.heic", ".hidden.png", "._b.png", "Thumbs.db"):
+        (tmp_path / name).write_bytes(b"x")
+    with caplog.at_level("WARNING"), open_source(tmp_path) as source:
+        assert [Path(frame.file).name for frame in source] == ["a.jfif", "b.png"]
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+        "2 other files left out, no pictures or videos by their names: c.heic, notes.txt"
+    ]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_list(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    (tmp_path / "list.txt").write_text("a.png\n", encoding="utf-8-sig")
+    with open_source(tmp_path / "list.txt") as source:
+        assert len(list(source)) == 1
+
+
+def test_a_file_whose_name_looks_like_a_pipeline_is_a_file(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "A ! B.png")
+    with open_source(str(tmp_path / "A ! B.png")) as source:
+        assert len(list(source)) == 1

@@ -306,3 +306,32 @@ def test_arrays_are_independent_of_the_file(tmp_path: Path):
     assert found is not None
     assert found.state["theta"].dtype == np.float32
     assert not found.state["theta"].flags.writeable
+
+
+def test_a_file_system_without_locks_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("mgg_edge.runtime.store.state_file.fcntl.flock", refuse)
+    store = StateStore(tmp_path, "camera", BUNDLE)
+    with pytest.raises(SinkError, match=r"has no locks .No locks available.*on a local disk"), store.locked():
+        pass
+
+
+def test_a_directory_that_cannot_be_synced_is_no_failed_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    real = os.fsync
+
+    def sync(handle: int, error: int) -> None:
+        if Path(f"/proc/self/fd/{handle}").is_dir():
+            raise OSError(error, os.strerror(error))
+        real(handle)
+
+    store = StateStore(tmp_path, "camera", BUNDLE)
+    monkeypatch.setattr("os.fsync", lambda handle: sync(handle, errno.EINVAL))
+    store.save(checkpoint(1))
+    found = store.load()
+    assert found is not None
+    assert found.step == 1
+    monkeypatch.setattr("os.fsync", lambda handle: sync(handle, errno.EIO))
+    with pytest.raises((SinkError, OSError)):
+        store.save(checkpoint(2))

@@ -17,6 +17,7 @@ __all__ = ["MAX_PIXELS", "read_animation", "read_picture"]
 
 MAX_PIXELS = 1 << 26  # 8K has half of it; a damaged header can claim gigabytes
 DEFAULT_DURATION_S = 0.1  # of an animation's picture that states none, as browsers show it
+_MOVING = ("GIF", "WEBP", "PNG")
 _SIXTEEN_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -33,6 +34,9 @@ def read_picture(path: Path) -> npt.NDArray[np.uint8]:
 def read_animation(path: Path) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
     """Every picture of a file with its time in seconds: one at 0 for an ordinary picture.
 
+    Only some formats move (`_MOVING`). The further pictures of a phone's photograph (MPO) are depth or gain maps and
+    previews, those of a TIFF its pages and thumbnails: none of them was seen after the first.
+
     Raises:
         SourceError: as `read_picture`.
     """
@@ -44,7 +48,7 @@ def read_animation(path: Path) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
             except EOFError:
                 return
             yield time_s, _pixels(path, image)
-            if not getattr(image, "is_animated", False):
+            if image.format not in _MOVING or not getattr(image, "is_animated", False):
                 return
             time_s += max(0.0, float(image.info.get("duration", 0))) / 1e3 or DEFAULT_DURATION_S
 

@@ -48,6 +48,10 @@ __all__ = ["SCHEDULES", "Adapter", "AdapterSettings", "Counters", "Journal", "Pr
 
 # Percentiles of the latest frames; a stream has no end, the memory for its times must have one.
 MAX_TIMES = 1 << 16
+FORKED = (
+    "adapter: it was opened in another process, whose engine and threads are not in this one; open an adapter after "
+    "the fork, in the process that uses it"
+)
 Frames = npt.NDArray[np.uint8]
 
 
@@ -118,6 +122,7 @@ class Adapter(AdapterFacts):
         self._worker = Worker[Work](self._learner.perform) if background and self._adapts else None
         self._calling = threading.RLock()
         self._infer_times_ms: deque[float] = deque(maxlen=MAX_TIMES)
+        self._process = os.getpid()
 
     @classmethod
     def open(
@@ -179,11 +184,14 @@ class Adapter(AdapterFacts):
             times_s: their times, seconds, or None.
 
         Raises:
-            UsageError: a frame of another type or shape, or times that are not one for each frame.
+            UsageError: a frame of another type or shape, times that are not one for each frame, or another process
+                than the one that opened the adapter.
             EngineError: inference failed.
         """
         if times_s is not None and len(times_s) != len(frames):
             raise UsageError(f"times_s: expected {len(frames)} times, one a frame, found {len(times_s)}")
+        if os.getpid() != self._process:
+            raise UsageError(FORKED)
         with self._calling:
             start_s = time.perf_counter()
             fitted = [fit(check_picture(frame), self.manifest.preprocess) for frame in frames]
@@ -236,6 +244,8 @@ class Adapter(AdapterFacts):
 
     def close(self) -> None:
         """End adaptation after the step in hand, and release the engine; safe to call twice."""
+        if os.getpid() != self._process:
+            return  # threads and locks of another process cannot be waited for here
         if self._worker is not None:
             self._worker.close()
         with self._calling:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgg_edge.errors import EngineError, SinkError
+from mgg_edge.errors import EngineError, SinkError, UsageError
 from mgg_edge.runtime.engines.engine_key import EngineKey
 
 __all__ = ["CACHE_VARIABLE", "EngineCache", "Entry", "default_cache"]
@@ -69,7 +69,10 @@ def default_cache() -> Path:
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen)
     root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path("~/.cache").expanduser()) / "mgg-edge" / "engines"
+    try:
+        return (Path(root) if root else Path("~/.cache").expanduser()) / "mgg-edge" / "engines"
+    except RuntimeError as error:  # a user without an entry and without $HOME
+        raise UsageError(f"engines: this user has no home directory; name a folder with {CACHE_VARIABLE}") from error
 
 
 class EngineCache:

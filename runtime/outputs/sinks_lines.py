@@ -24,6 +24,7 @@ from mgg_edge.runtime.sources.source import Frame
 __all__ = ["COLUMNS", "CsvLines", "JsonLines"]
 
 COLUMNS = ("frame", "time_s", "label", "index", "probability", "entropy", "step", "adapted")
+FILE = "file"  # the last column of a table; empty where a source is one file
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a label that starts so would be computed by a spreadsheet
 
 
@@ -31,7 +32,7 @@ class JsonLines:
     """One JSON object a line: `source, frame, time_s, label, index, probability, entropy, step, adapted, age_ms`.
 
     `source` is there where it was named (`of_source`); `age_ms` counts from the picture's decoding to this line.
-    `lost_before` is added where pictures are missing right before this one.
+    `lost_before` is added where pictures are missing right before this one, `file` where a source is several files.
 
     Args:
         stream: text stream; each line is flushed, so that a reader sees it at once.
@@ -52,7 +53,8 @@ class JsonLines:
         age_ms = round((self._clock() - frame.captured_s) * 1e3, 1)
         source = {"source": self._source} if self._source else {}
         lost = {"lost_before": frame.lost} if frame.lost else {}
-        self._line({**source, **_values(frame, prediction), "age_ms": age_ms, **lost})
+        file = {"file": frame.file} if frame.file else {}
+        self._line({**source, **_values(frame, prediction), "age_ms": age_ms, **lost, **file})
 
     def summary(self, summary: Mapping[str, Any]) -> None:
         """Write the last line, `{"summary": …}`."""
@@ -77,7 +79,7 @@ class JsonLines:
 
 
 class CsvLines:
-    """The same values as a table with a header, in a file that is complete up to the last whole line at any time.
+    """The same values and the file of each as a table with a header, complete up to the last whole line at any time.
 
     Args:
         path: created, or replaced if it exists.
@@ -96,13 +98,13 @@ class CsvLines:
             self._file: TextIO | None = self.path.open("w", encoding="utf-8", newline="", buffering=1)
         except OSError as error:
             raise SinkError(f"{self.path}: cannot write here: {error.strerror or error}") from error
-        self._write(["source", *COLUMNS] if source else list(COLUMNS))
+        self._write([*(["source"] if source else []), *COLUMNS, FILE])
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """Write one frame's row; numbers that are not finite become empty cells."""
         values = ["" if value is None else value for value in _values(frame, prediction).values()]
         values[COLUMNS.index("label")] = _inert(prediction.label)
-        self._write([self._source, *values] if self._source else values)
+        self._write([*([self._source] if self._source else []), *values, _inert(frame.file)])
         self.rows += 1
 
     def close(self) -> None:

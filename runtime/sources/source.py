@@ -40,6 +40,7 @@ class Frame:
         image: u8[H, W, 3] RGB, upright (rotation metadata applied).
         captured_s: `time.monotonic()` when the decoder gave it; a frame's age counts from here.
         lost: pictures missing in the source right before this one.
+        file: what it was read from, where a source is several files; empty otherwise.
     """
 
     index: int
@@ -47,6 +48,7 @@ class Frame:
     image: npt.NDArray[np.uint8]
     captured_s: float = field(default_factory=time.monotonic)
     lost: int = 0
+    file: str = ""
 
 
 @runtime_checkable

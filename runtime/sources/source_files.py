@@ -33,13 +33,19 @@ __all__ = [
     "files_listed",
 ]
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
-VIDEO_FILE_SUFFIXES = frozenset(
-    {".mp4", ".mov", ".mkv", ".avi", ".webm", ".ts", ".m4v", ".mpg", ".mpeg", ".mjpeg", ".flv"}
+PICTURE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
 )
+VIDEO_FILE_SUFFIXES = frozenset(
+    {
+        ".mp4", ".mov", ".mkv", ".avi", ".webm", ".ts", ".m4v", ".mpg", ".mpeg", ".mjpeg", ".flv", ".m2ts", ".mts",
+        ".wmv", ".ogv", ".3gp", ".3g2", ".asf", ".mxf", ".vob",
+    }
+)  # fmt: skip
 ANIMATED_SUFFIXES = frozenset({".gif", ".webp"})  # may hold several pictures
 MAX_LIST_BYTES = 1 << 26
 UNREADABLE = "unreadable"
+MAX_NAMED = 5
 _logger = logging.getLogger(__name__)
 
 
@@ -86,7 +92,7 @@ class FileSequence(ClosingSource):
             try:
                 for time_s, image, captured_s in _frames_of(path):
                     end_s = start_s + time_s + float(1 / self.rate)
-                    yield Frame(index, start_s + time_s, image, captured_s)
+                    yield Frame(index, start_s + time_s, image, captured_s, file=str(path))
                     index += 1
             except MggEdgeError as error:
                 self._lost[UNREADABLE] += 1
@@ -157,6 +163,14 @@ def _known(paths: Sequence[Path], where: str) -> list[Path]:
     ]
     if not known:
         raise UsageError(f"{where}: expected pictures or videos, found none ({len(paths)} other entries)")
+    others = [
+        path.name for path in paths if path not in set(known) and path.is_file() and not is_clutter(Path(path.name))
+    ]
+    if others:
+        named = ", ".join(others[:MAX_NAMED]) + (", …" if len(others) > MAX_NAMED else "")
+        _logger.warning(
+            "%s: %d other files left out, no pictures or videos by their names: %s", where, len(others), named
+        )
     return known
 
 

@@ -43,6 +43,10 @@ __all__ = ["open_source", "split_name", "suggest_name"]
 
 _NAMED = re.compile(r"([A-Za-z][A-Za-z0-9_-]{0,31})=(.+)", re.DOTALL)
 _CAMERA_OPTIONS = {"width": r"\d{1,5}", "height": r"\d{1,5}", "fps": r"\d{1,4}(\.\d+)?", "format": r"[a-z0-9]{2,12}"}
+ENCODE = (
+    "special characters of a name or password must be percent-encoded: / is %2F, ? is %3F, # is %23, @ is %40, "
+    ": is %3A, a space is %20, % is %25"
+)
 LOW_DELAY = {"fflags": "nobuffer", "flags": "low_delay"}
 
 
@@ -100,6 +104,11 @@ def suggest_name(text: str, index: int) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", base).strip("-.")[:32] or f"source{index}"
 
 
+def _after_user(text: str) -> str:
+    """What follows the last `@`, up to the end of the host."""
+    return re.split(r"[/?#]", text.rpartition("@")[2])[0]
+
+
 def _host(text: str) -> str:
     try:
         return urllib.parse.urlsplit(text).hostname or ""
@@ -114,7 +123,7 @@ def _open_special(text: str, options: LiveOptions | None) -> FrameSource | None:
         synthetic = SyntheticOptions.parse(text)
         request = {"reader": "synthetic", "address": text}
         return LiveSource(request, "synthetic", options) if synthetic.live else SyntheticSource(synthetic)
-    if " ! " in text:
+    if " ! " in text and not Path(text).exists():
         return _open_pipeline(text, options)
     scheme = scheme_of(text)
     if scheme == "v4l2":
@@ -135,6 +144,8 @@ def _open_special(text: str, options: LiveOptions | None) -> FrameSource | None:
 
 def _open_path(text: str, strict: bool = False) -> FrameSource:
     path = Path(text)
+    if "@" in text and not path.exists():
+        raise UsageError(f"source: ***@{_after_user(text)}: no such file; an address begins with its scheme, rtsp://…")
     if path.is_dir():
         return FileSequence(text, files_in(path))
     if not path.exists() and any(letter in text for letter in "*?["):
@@ -147,14 +158,17 @@ def _open_path(text: str, strict: bool = False) -> FrameSource:
 
 
 def _open_stream(text: str, scheme: str, options: LiveOptions | None) -> FrameSource:
-    name = redact(text)
     try:
         parts = urllib.parse.urlsplit(text)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise UsageError(f"source: {name}: not an address: {redact(str(error))}") from error
-    if not host and not (scheme == "udp" and port):
-        raise UsageError(f"source: {name}: expected an address with a host, such as {scheme}://HOST:PORT/PATH")
+        raise UsageError(f"source: {scheme}://***: not an address; {ENCODE}") from error
+    # Where an unencoded character ends the host early, what follows is a part of the password: nothing of it is shown.
+    cut = "@" not in parts.netloc and ":" in parts.netloc and "@" in text.partition("://")[2]
+    if cut or any(map(str.isspace, text)) or (not host and not (scheme == "udp" and port)):
+        form = f"{scheme}://HOST:PORT/PATH"
+        raise UsageError(f"source: {scheme}://***: expected an address with a host, {form}; {ENCODE}")
+    name = redact(text)
     # What is at a web address may be a recording: without these, none of its pictures is left out.
     settings = {"protocol_whitelist": SCHEMES[scheme]} | ({} if scheme in ("http", "https") else LOW_DELAY)
     if scheme in ("rtsp", "rtsps"):

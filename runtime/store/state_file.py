@@ -136,6 +136,7 @@ class StateStore:
 
         Raises:
             StateError: another process does so already.
+            SinkError: the directory cannot be written, or has no locks.
         """
         path = self.directory / f"{self.camera}.lock"
         try:
@@ -149,6 +150,12 @@ class StateStore:
             raise StateError(
                 f"{path}: the state of camera '{self.camera}' is in use by another process; stop it, or use another "
                 f"--state directory"
+            ) from error
+        except OSError as error:
+            os.close(handle)
+            raise SinkError(
+                f"{path}: this file system has no locks ({error.strerror or error}), so two processes could write one "
+                "state; use a --state directory on a local disk"
             ) from error
         try:
             yield
