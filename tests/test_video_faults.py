@@ -201,3 +201,13 @@ def test_a_picture_that_comes_late_is_not_counted_as_lost(tmp_path):
         return [place.lost for place in found], [round(place.time_s * 25) for place in found]
 
     assert places(0, 1, 4, 3, 5, 7, 9) == ([0, 0, 2, 0, 0, 0, 1], [0, 1, 4, 4, 5, 7, 9])
+
+
+def test_a_browsers_recording_whose_rate_is_guessed_from_the_tick_has_no_holes() -> None:
+    """Chromium's MediaRecorder: fourteen pictures in 0.96 s, no rate stated, a clock of milliseconds."""
+    recording = Path(__file__).parent / "data" / "chrome_mediarecorder.webm"
+    with VideoSource(recording, strict=True) as source:
+        frames = list(source)
+        assert (len(frames), source.losses()) == (14, {})
+        assert 5 < source.rate < 60
+    assert frames[-1].time_s == pytest.approx(0.96, abs=0.02)

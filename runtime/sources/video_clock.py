@@ -2,7 +2,9 @@
 
 Presentation stamps are what counts. Some containers (AVI) hold none, and FFmpeg fills in stamps in the order of
 decoding: with B-frames they run backwards. Which kind is to be trusted is decided once, on the first pictures, as
-FFmpeg's own tool does: the kind that runs backwards less often. Where there is none, pictures are counted.
+FFmpeg's own tool does: the kind that runs backwards less often. Where there is none, pictures are counted. Recordings of
+browsers state no rate, and FFmpeg guesses one picture a tick, 1000 a second: where the first pictures are further
+apart, their own distance is the rate, and none is missing between them.
 """
 
 from __future__ import annotations
@@ -63,6 +65,10 @@ class VideoClock:
         if not self.presented and 0 < guessed < self.rate:
             self.rate = guessed
         self.constant = guessed > 0 and abs(self.rate / guessed - 1) < CONSTANT
+        observed = _usual_step([self._stamp(picture) for picture in first])
+        if self._base is not None and abs(self.rate * self._base - 1) < CONSTANT and observed > 1:
+            # What is guessed where nothing is stated: a picture a tick. The pictures say otherwise.
+            self.rate, self.constant = 1 / (observed * Fraction(self._base)), False
         self._start_s: float | None = None
         self._last_s: float | None = None
         self._count = self._late = self._lost = 0
@@ -101,6 +107,13 @@ class VideoClock:
         self._late -= taken_off
         self._lost += missing - taken_off
         return missing - taken_off
+
+
+def _usual_step(stamps: Sequence[int | None]) -> int:
+    """Ticks from picture to picture, the median of the first steps; 0 where too few are known."""
+    known = [stamp for stamp in stamps if stamp is not None]
+    steps = sorted(later - earlier for earlier, later in itertools.pairwise(known) if later > earlier)
+    return steps[len(steps) // 2] if len(steps) > 1 else 0
 
 
 def _faults(stamps: Sequence[int | None]) -> int:
