@@ -2,9 +2,9 @@
 
 Presentation stamps are what counts. Some containers (AVI) hold none, and FFmpeg fills in stamps in the order of
 decoding: with B-frames they run backwards. Which kind is to be trusted is decided once, on the first pictures, as
-FFmpeg's own tool does: the kind that runs backwards less often. Where there is none, pictures are counted. Recordings of
-browsers state no rate, and FFmpeg guesses one picture a tick, 1000 a second: where the first pictures are further
-apart, their own distance is the rate, and none is missing between them.
+FFmpeg's own tool does: the kind that runs backwards less often. Where there is none, pictures are counted. Browsers
+state no rate in what they record, and FFmpeg guesses one picture a tick, 1000 a second: where the first pictures are
+further apart, their own distance is the rate, and none is missing between them.
 """
 
 from __future__ import annotations
