@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import os
 import signal
 import subprocess
@@ -11,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -416,3 +419,38 @@ def test_a_decoder_says_when_there_is_no_more_and_when_it_is_closed() -> None:
     opened.close()
     with pytest.raises(SourceError, match="closed"):
         opened.picture(0.2)
+
+
+def served(folder: Path) -> Iterator[str]:
+    """The address of a web server that has a folder's files."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("name", ["film.mp4", "stream.mkv"])
+def test_a_recording_at_a_web_address_is_read_as_the_file_is(tmp_path: Path, name: str) -> None:
+    """An MKV that was streamed states no duration; the answer that holds it states its length."""
+    options = {"live": "1"} if name.endswith("mkv") else {"movflags": "+faststart"}
+    with av.open(str(tmp_path / name), "w", options=options) as film:
+        stream = film.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for picture in pictures(40, 48, 64):
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        film.mux(stream.encode())
+    with open_source(tmp_path / name) as source:
+        expected = [frame.time_s for frame in source]
+    for address in served(tmp_path):
+        with open_source(f"{address}/{name}") as source:
+            assert not source.live
+            found = []
+            for frame in source:
+                found.append(frame.time_s)
+                time.sleep(0.002)  # a reader that is slower than the network loses nothing
+    assert found == pytest.approx(expected, abs=2e-3)
+    assert len(found) == 40

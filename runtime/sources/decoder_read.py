@@ -83,7 +83,15 @@ def _open_ffmpeg(request: Mapping[str, Any]) -> Reader:
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     # Frame threads would hold back one picture for each of them.
     stream.thread_type = "SLICE"
-    return Reader(usable_rate(stream), container.duration is not None, _decode(container, stream))
+    return Reader(usable_rate(stream), _has_end(container), _decode(container, stream))
+
+
+def _has_end(container: av.container.InputContainer) -> bool:
+    """Whether it is a recording: it states its duration, or the answer that holds it states its length."""
+    if container.duration is not None:
+        return True
+    playlist = {"hls", "dash"}.intersection(container.format.name.split(","))
+    return not playlist and container.size > 0
 
 
 def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[DecodedPicture]:

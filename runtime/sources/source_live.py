@@ -109,6 +109,7 @@ class LiveSource(ClosingSource):
         except MggEdgeError as error:
             self.close()
             raise type(error)(f"{name}: {error}") from error
+        self.live = not self._opened.finite  # a recording waits for its reader, wherever it lies
         self.rate: Fraction = self._opened.rate
         self.height, self.width = self._first.image.shape[:2]
 
@@ -125,12 +126,22 @@ class LiveSource(ClosingSource):
             SourceError: a recording broke off, or too many reconnections failed.
         """
         picture: Picture | None = self._first
-        start_s, index = self._first.captured_s, 0
+        start_s, index, last_s = self._first.captured_s, 0, 0.0
         while picture is not None:
-            # Streams restart their clocks; the arrival is what a reader can rely on.
-            yield Frame(index, picture.captured_s - start_s, picture.image, picture.captured_s)
-            index += 1
+            # Streams restart their clocks; the arrival is what a reader can rely on. A recording has its own.
+            time_s = self._recorded_s(picture, last_s) if self._opened.finite else picture.captured_s - start_s
+            yield Frame(index, time_s, picture.image, picture.captured_s)
+            index, last_s = index + 1, time_s
             picture = self._next()
+
+    def _recorded_s(self, picture: Picture, last_s: float) -> float:
+        """Seconds since the first picture by the recording's clock, which never runs backwards here."""
+        begin_s = self._first.time_s
+        if picture is self._first:
+            return 0.0
+        if picture.time_s is None or begin_s is None:
+            return last_s + float(1 / self.rate)
+        return max(last_s, picture.time_s - begin_s)
 
     def interrupt(self) -> None:
         """End the iteration now; from any thread."""
