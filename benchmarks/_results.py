@@ -123,36 +123,3 @@ def stream_table(folder: Path) -> str:
             cells.append(f"{text}, last 500: {100 * np.mean(last):.1f}" if name == "long" and last else text)
         lines.append(f"| `{rule}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def street_tables(folder: Path) -> str:
-    """Films in weather: each method against the frozen model on the same shots, by severity and by kind."""
-    parts = [json.loads(path.read_text()) for path in sorted(folder.glob("street.*.json"))]
-    frozen = {part["shot"]: part for part in parts if part["method"] == "frozen"}
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for part in parts:
-        if part["shot"] in frozen:
-            rows.setdefault(", ".join(filter(None, (part["method"], part["place"]))), []).append(part)
-    names = sorted(rows, key=lambda name: (name != "frozen", "calibrated" in name, name))
-
-    def kinds(part: dict[str, Any]) -> np.ndarray:
-        return np.array(list(part["kinds"].values()))  # [kinds, severities]
-
-    heads = "method | shots | clean | severity 1 | 2 | 3 | 4 | 5 | mean | frozen there | verdicts"
-    lines = [f"| {heads} |", "|---" * 11 + "|"]
-    gains = {}
-    for name in names:
-        found = np.stack([kinds(part) for part in rows[name]])
-        base = np.stack([kinds(frozen[part["shot"]]) for part in rows[name]])
-        gains[name] = (found - base).mean((0, 2))
-        numbers = [np.mean([part["clean"] for part in rows[name]]), *found.mean((0, 1)), found.mean(), base.mean()]
-        verdicts = [part["verdict"] for part in rows[name] if part["verdict"]]
-        said = ", ".join(f"{verdicts.count(verdict)} × {verdict}" for verdict in sorted(set(verdicts)))
-        cells = " | ".join(f"{100 * number:.1f}" for number in numbers)
-        lines.append(f"| {name} | {len(rows[name])} | {cells} | {said} |")
-    lines += ["", "| kind | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for index, kind in enumerate(parts[0]["kinds"]) if parts else ():
-        base = np.mean([kinds(part)[index] for part in frozen.values()])
-        cells = [f"{100 * base:.1f}", *(f"{100 * gains[name][index]:+.1f}" for name in names[1:])]
-        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)

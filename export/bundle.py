@@ -190,6 +190,7 @@ def _manifest(step: AdaptStep, labels: Sequence[str], origins: Origins, infer_ba
             step.rule.largest_update(step.learning_rate),
             step.rule.largest_drift(step.learning_rate),
             step.rule.schedule,
+            step.rule.knows_calm,
         ),
         statistics=StatisticsInfo(origins.statistics, step.statistics.images),
         labels=tuple(labels),

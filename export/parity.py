@@ -163,8 +163,8 @@ def _step_distances(
         if name == "step":
             continue
         kept = certain if before.shape[-1:] == (norms.size,) and name not in PLAIN else slice(None)
-        change = (true.state[name] - before)[..., kept]
-        distances = (_relative((one.state[name] - before)[..., kept], change) for one in (ours, theirs))
+        true_change, *changes = (np.atleast_1d(one.state[name] - before)[..., kept] for one in (true, ours, theirs))
+        distances = (_relative(change, true_change) for change in changes)
         found[UPDATE if name == "theta" else name] = tuple(distances)
     return found  # type: ignore[return-value]
 

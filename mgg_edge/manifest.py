@@ -171,6 +171,7 @@ class RuleInfo:
         max_update: bound on |Δθ| of every scalar in one step, or null where the rule has none.
         max_drift: bound on ‖θ − θ₀‖₂ beyond which the rule has no experience, or null where none is known.
         schedule: when to adapt by default, `burst` or `window`.
+        knows_calm: whether the rule itself tells weather from what merely passes, and moves nothing without weather.
     """
 
     name: str
@@ -180,6 +181,7 @@ class RuleInfo:
     max_update: float | None
     max_drift: float | None
     schedule: str
+    knows_calm: bool = False
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ class UpdateRule(nn.Module, ABC):
         max_learning_rate: largest sound rate; a learned rule must not be made to go faster than it has learned.
         needs_gradient: whether a step differentiates the loss.
         schedule: when to adapt by default: `burst` or `window`.
+        knows_calm: whether it moves nothing by itself where there is no weather, whatever passes.
     """
 
     name: ClassVar[str]
@@ -83,6 +84,7 @@ class UpdateRule(nn.Module, ABC):
     max_learning_rate: float = math.inf
     needs_gradient: ClassVar[bool] = True
     schedule: ClassVar[str] = "burst"
+    knows_calm: ClassVar[bool] = False
 
     @abstractmethod
     def init(self, size: int, dtype: torch.dtype = torch.float32) -> Any:

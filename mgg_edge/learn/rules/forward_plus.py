@@ -43,6 +43,7 @@ class ForwardPlus(WindowRule):
     """
 
     name = "forward+"
+    knows_calm = True
 
     def __init__(
         self,
