@@ -150,7 +150,7 @@ def _train_cameras(
 
     recipe = CameraRecipe(rule.value, seed=seed)
     if updates:
-        recipe = CameraRecipe(rule.value, max(1, updates // 5), updates, seed)
+        recipe = CameraRecipe(rule.value, updates, episodes=max(2, updates // 2), seed=seed)
     with Stages(console) as looking, TrainingDisplay(console) as display:
 
         def tell(now: Progress, total: int) -> None:

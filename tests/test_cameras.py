@@ -27,6 +27,7 @@ from mgg_edge.learn.training.scene_map import (  # noqa: E402
     RobustTrainer,
     SceneMapTrainer,
     SceneRecipe,
+    descent,
     telling_directions,
 )
 from mgg_edge.learn.training.stages import build_stages, clear_shift, draw_episode  # noqa: E402
@@ -194,27 +195,47 @@ class TestRule:
 
 
 class TestTraining:
-    def test_the_robust_way_and_the_map_lower_their_losses(self, stages):
+    def rule(self, learner):
+        return ForwardPlus(learner.backbone.norms.size, learner.backbone.features, rank=4)
+
+    def test_the_robust_way_lowers_its_loss(self, stages):
         learner = a_learner()
-        rule = ForwardPlus(learner.backbone.norms.size, learner.backbone.features, rank=4)
-        trainers = [
-            kind(rule, learner, stages, SceneRecipe(clean_share=0.0)) for kind in (RobustTrainer, SceneMapTrainer)
-        ]
-        for trainer in trainers:
-            trainer.prepare(rng())
-            if isinstance(trainer, SceneMapTrainer):
-                with torch.no_grad():
-                    rule.log_threshold.fill_(-10.0)
-            before = trainer.backward(rng(3))
-            gradients = {name: value.grad.clone() for name, value in rule.named_parameters() if value.grad is not None}
-            assert all(bool(torch.isfinite(value).all()) for value in gradients.values())
-            with torch.no_grad():
-                for name, value in rule.named_parameters():
-                    if name in gradients and name in ("robust", "write"):
-                        value.sub_(0.002 * gradients[name].sign())
-            rule.zero_grad()
-            assert trainer.backward(rng(3)) < before, type(trainer).__name__
-            rule.zero_grad()
+        rule = self.rule(learner)
+        trainer = RobustTrainer(rule, learner, stages, SceneRecipe(clean_share=0.0))
+        trainer.prepare(rng())
+        before = trainer.backward(rng(3))
+        with torch.no_grad():
+            rule.robust.sub_(0.002 * rule.robust.grad.sign())
+        assert trainer.backward(rng(3)) < before
+
+    def test_a_round_makes_a_step_that_serves_held_out_episodes_or_none(self, stages):
+        learner = a_learner()
+        rule = self.rule(learner)
+        trainer = SceneMapTrainer(rule, learner, stages, SceneRecipe(episodes=24))
+        trainer.prepare(rng())
+        theta = learner.source.theta
+        held_out = [draw_episode(stages[1], fog(), theta, 16, 16, rng(seed)) for seed in range(4)]
+        losses = list(trainer.round([0, 0]))
+        assert len(losses) == 24
+        assert np.isfinite(losses).all()
+        looks = [(episode, trainer._look(episode)[0]) for episode in held_out]
+        before = trainer._loss(looks, None, 0.0, 0.0)
+        after = trainer.step(held_out)
+        assert after <= before
+        assert trainer._loss(looks, None, 0.0, 0.0) == pytest.approx(after, rel=1e-4)
+        again = trainer._loss(looks, 1e3 * torch.ones(rule.size, 5), 0.01, 0.01)
+        assert again > after  # a step that harms would be seen
+
+    def test_the_descent_is_what_the_regression_foretells(self):
+        generator = torch.Generator().manual_seed(0)
+        hidden = torch.randn(400, 2, generator=generator)
+        gradients = torch.stack([3 * hidden[:, 0] + 0.1, -hidden[:, 1]], 1)  # of two scalars
+        gradients += 0.1 * torch.randn(400, 2, generator=generator)
+        way = descent(hidden, gradients)
+        assert way.shape == (2, 3)
+        assert way[0, 1] == pytest.approx(-1, abs=0.1)
+        assert way[1, 2] == pytest.approx(1, abs=0.15)
+        assert way[0, 2].abs() < 0.05
 
     def test_prepared_thresholds_lie_above_what_content_does(self, stages):
         learner = a_learner()
@@ -239,17 +260,14 @@ class TestTraining:
                 (load_scenes(pictures / "scenes", SIZE, SIZE, part)[:3], load_cut_outs(pictures / "things", part))
                 for part in (TRAINING, VALIDATION)
             ]
-            return CameraTraining(backbone(), *parts, CameraRecipe("forward+", 2, 2, score_every=1))
+            return CameraTraining(backbone(), *parts, CameraRecipe("forward+", 2, 2, 2, score_every=1))
 
-        first = training()
-        resume = tmp_path / "x.resume"
+        first, resume = training(), tmp_path / "x.resume"
         steps = first.run(resume)
-        assert [next(steps).made for _ in range(3)] == [1, 2, 3]
+        # Two updates of the robust way, then rounds of two episodes with a score after each.
+        assert [next(steps).made for _ in range(6)] == [1, 2, 3, 4, 4, 5]
         again = training()
-        # What is complete is done again, what was interrupted goes on.
-        assert [now.made for now in again.run(resume)] == [
-            4
-        ]  # what was interrupted goes on, what was complete is in it
+        assert [now.made for now in again.run(resume)] == [5, 6, 6]  # the second round again, all before is in it
         assert not list(tmp_path.iterdir())
         scene, things = load_scenes(pictures / "scenes", SIZE, SIZE)[:1], load_cut_outs(pictures / "things")
         rows = judge_rule(again.rule, again.learner, scene, things)

@@ -26,7 +26,7 @@ from mgg_edge.learn.rules.window import WINDOW_BATCHES, WINDOWS, WindowRule, Win
 
 __all__ = ["ForwardPlus"]
 
-RANK = 32
+RANK = 12
 FLOOR = 1e-12
 
 

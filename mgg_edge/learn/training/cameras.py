@@ -7,6 +7,7 @@ scored on cameras and things that are not trained on.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
-from mgg_edge.errors import UsageError
+from mgg_edge.errors import UsageError, WeightsError
+from mgg_edge.files import write_whole
 from mgg_edge.learn.backbone import Backbone
 from mgg_edge.learn.objective import Objective
 from mgg_edge.learn.rules.base import CLEAN_WINDOWS
@@ -34,7 +38,7 @@ __all__ = ["CAMERA_RULES", "CameraRecipe", "CameraTraining", "report"]
 
 CAMERA_RULES = ("robust", "forward+")
 HELD_OUT_SEED = 77
-HELD_OUT_EPISODES = 24
+HELD_OUT_EPISODES = 48
 HELD_OUT_WINDOW, HELD_OUT_AIM = 16, 16
 SCENE_VIEWS = 96
 
@@ -46,7 +50,8 @@ class CameraRecipe:
     Attributes:
         rule: `robust` or `forward+`.
         robust_updates: meta-updates of δ.
-        updates: meta-updates of the map after them; none for `robust`.
+        rounds: of the regression after them; none for `robust`.
+        episodes: of a round.
         seed: of everything drawn.
         score_every: updates between two scores.
 
@@ -56,7 +61,8 @@ class CameraRecipe:
 
     rule: str = "forward+"
     robust_updates: int = 500
-    updates: int = 2500
+    rounds: int = 2
+    episodes: int = 260
     seed: int = 0
     score_every: int = 100
 
@@ -66,8 +72,8 @@ class CameraRecipe:
 
     @property
     def total(self) -> int:
-        """Meta-updates of both parts."""
-        return self.robust_updates + (self.updates if self.rule == "forward+" else 0)
+        """Meta-updates and episodes of both parts."""
+        return self.robust_updates + (self.rounds * self.episodes if self.rule == "forward+" else 0)
 
 
 class CameraTraining:
@@ -106,8 +112,9 @@ class CameraTraining:
         self.held_out = build_stages(*held_out_scenes, _on_processor(learner), SCENE_VIEWS, recipe.seed, progress)
         self.rule = ForwardPlus(backbone.norms.size, backbone.features, seed=recipe.seed).to(place)
         self._robust = RobustTrainer(self.rule, learner, self.stages, SceneRecipe())
-        self._map = SceneMapTrainer(self.rule, learner, self.stages, SceneRecipe())
-        self._episodes = _held_out_episodes(self.held_out, learner.source.theta)
+        self._map = SceneMapTrainer(self.rule, learner, self.stages, SceneRecipe(recipe.episodes))
+        self._episodes = _held_out_episodes(self.held_out, learner.source.theta, 0.15)
+        self._steps = _held_out_episodes(self.held_out, learner.source.theta, 0.0)
         self._facts = {**asdict(recipe), "backbone": _digest(backbone, self.stages)}
 
     def run(self, resume: Path | None = None) -> Iterator[Progress]:
@@ -117,23 +124,64 @@ class CameraTraining:
             WeightsError: numbers that are not finite, or a resume file of another training.
             SinkError: the resume file cannot be written.
         """
-        recipe, done = self.recipe, 0
-        parts: list[tuple[RobustTrainer | SceneMapTrainer, int]] = [(self._robust, recipe.robust_updates)]
+        recipe = self.recipe
+        first, second = (None if resume is None else resume.with_name(f"{resume.name}.{part}") for part in range(2))
+        last = Progress(0, 0.0, None, 0.0)
+        if second is None or not second.exists():
+            loop = LoopRecipe(recipe.robust_updates, recipe.seed, recipe.score_every)
+            for last in meta_train(self._robust, partial(self._robust.score, self._episodes), loop, first, self._facts):
+                yield last
+            self._map.prepare(np.random.default_rng([recipe.seed, 0]))
+            self._save(second, 0)
         if recipe.rule == "forward+":
-            parts.append((self._map, recipe.updates))
-        files = [
-            None if resume is None else resume.with_name(f"{resume.name}.{number}") for number in range(len(parts))
-        ]
-        for number, ((trainer, updates), own) in enumerate(zip(parts, files, strict=True)):
-            if any(later is not None and later.exists() for later in files[number + 1 :]):
-                done += updates  # what a later part has begun with holds what this one has learned
-                continue
-            loop = LoopRecipe(updates, recipe.seed, recipe.score_every)
-            facts = {**self._facts, "part": number}
-            for now in meta_train(trainer, partial(trainer.score, self._episodes), loop, own, facts):
-                yield now._replace(made=done + now.made)
-            done += updates
+            yield from self._bend(last, second)
+        self._map.finish(np.random.default_rng([recipe.seed, 0]))
+        if second is not None:
+            second.unlink(missing_ok=True)
         self.rule.to("cpu")
+
+    def _bend(self, last: Progress, resume: Path | None) -> Iterator[Progress]:
+        """The rounds of the regression; after each one the numbers are kept."""
+        done, recipe = self._load(resume), self.recipe
+        for number in range(done, recipe.rounds):
+            made = recipe.robust_updates + number * recipe.episodes
+            for loss in self._map.round([recipe.seed, 1, number]):
+                made += 1
+                last = Progress(made, 0.95 * last.loss + 0.05 * loss if last.loss else loss, None, last.best)
+                yield last
+            self._map.step(self._steps)
+            score = self._map.score(self._episodes)
+            last = last._replace(score=score, best=score)
+            self._save(resume, number + 1)
+            yield last
+
+    def _save(self, path: Path | None, rounds: int) -> None:
+        if path is not None:
+            tensors = {name: value.detach().cpu().contiguous() for name, value in self.rule.state_dict().items()}
+            write_whole(path, save(tensors, {"key": self._key, "rounds": str(rounds)}))
+
+    def _load(self, path: Path | None) -> int:
+        """Rounds that a file has the numbers of; 0 without one.
+
+        Raises:
+            WeightsError: it belongs to another training, or is damaged.
+        """
+        if path is None or not path.exists():
+            return 0
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            if header.get("key") != self._key:
+                raise WeightsError(f"{path}: cannot resume: it belongs to another training; remove it")
+            self.rule.load_state_dict(tensors)
+            return int(header["rounds"])
+        except (OSError, safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise WeightsError(f"{path}: cannot resume: expected the numbers of a round: {error}") from error
+
+    @property
+    def _key(self) -> str:
+        return hashlib.sha256(json.dumps(self._facts, sort_keys=True).encode()).hexdigest()
 
 
 def _no_statistics(features: int) -> SourceStatistics:
@@ -150,11 +198,11 @@ def _on_processor(learner: Learner) -> Callable[[Tensor], tuple[Tensor, Tensor]]
     return frozen
 
 
-def _held_out_episodes(stages: Sequence[Stage], theta: Tensor) -> list[Episode]:
+def _held_out_episodes(stages: Sequence[Stage], theta: Tensor, clean_share: float) -> list[Episode]:
     rng = np.random.default_rng(HELD_OUT_SEED)
     return [
         draw_episode(
-            stages[number % len(stages)], draw_domain(rng, 0.15), theta, HELD_OUT_WINDOW, HELD_OUT_AIM, rng,
+            stages[number % len(stages)], draw_domain(rng, clean_share), theta, HELD_OUT_WINDOW, HELD_OUT_AIM, rng,
             few=number % 5 == 0,
         )
         for number in range(HELD_OUT_EPISODES)
