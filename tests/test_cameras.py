@@ -117,7 +117,7 @@ class TestScenes:
         with pytest.raises(UsageError, match="alpha channel that outlines an object, found none"):
             load_cut_outs(tmp_path)
         assert [thing.image.size for thing in load_cut_outs(tmp_path, whole=True)] == [(20, 20)] * 2
-        with pytest.raises(UsageError, match="expected a folder of pictures"):
+        with pytest.raises(UsageError, match="expected a directory of images"):
             load_scenes(tmp_path / "none", 8, 8)
         (tmp_path / "broken.png").write_bytes(b"no picture")
         with pytest.raises(SourceError, match=r"broken\.png: not a readable picture"):
@@ -302,7 +302,7 @@ class TestTraining:
         ("words", "message"),
         [
             (["--rule", "mgg", "--objects", "x"], "rules of cameras alone learn from them"),
-            (["--rule", "forward+", "--data", "nowhere"], "expected a folder of pictures"),
+            (["--rule", "forward+", "--data", "nowhere"], "expected a directory of images"),
             (["--rule", "robust", "--out", "x.pth"], "ends in .safetensors"),
         ],
     )

@@ -12,32 +12,10 @@ from torch import Tensor
 from torchvision.transforms import functional
 from torchvision.transforms.functional import InterpolationMode
 
-from mgg_edge.errors import UsageError
-from mgg_edge.files import is_clutter
 from mgg_edge.manifest import PreprocessInfo
-from mgg_edge.scenes.picture_file import read_picture
+from mgg_edge.scenes.picture_file import find_images, read_picture
 
 __all__ = ["find_images", "fit_image", "load_images", "synthetic_frames"]
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
-
-
-def find_images(directory: Path) -> list[Path]:
-    """Image files below a directory, sorted by path; what systems and tools leave there (`is_clutter`) is no data.
-
-    Raises:
-        UsageError: no such directory, or no image in it.
-    """
-    if not directory.is_dir():
-        raise UsageError(f"{directory}: expected a directory of images")
-    paths = sorted(
-        path
-        for path in directory.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not is_clutter(path.relative_to(directory)) and path.is_file()
-    )
-    if not paths:
-        raise UsageError(f"{directory}: found no images ({', '.join(SUFFIXES)})")
-    return paths
 
 
 def load_images(paths: list[Path], info: PreprocessInfo, batch: int) -> Iterator[Tensor]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mgg_edge.errors import SourceError, UsageError
-from mgg_edge.files import is_clutter
+from mgg_edge.scenes.picture_file import find_images
 
 __all__ = [
     "PARTS",
@@ -39,7 +39,6 @@ __all__ = [
 PARTS = 4
 TEST, VALIDATION, TRAINING = (0,), (1,), (2, 3)
 SMALLEST, LARGEST = 0.60, 0.85  # side of an object over that of the picture
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MAX_SIDE = 512  # of a cut-out kept in memory
 OPAQUE = 128  # alpha from which a pixel belongs to the object
 LEAST_SHARE, MOST_SHARE = 0.02, 0.98  # of opaque pixels: less is nothing, more has no outline
@@ -82,7 +81,7 @@ def load_scenes(
         UsageError: no such folder, or no picture in it.
         SourceError: a file that is no picture.
     """
-    chosen = [path for path in _pictures(folder) if parts is None or part_of(path.name) in parts]
+    chosen = [path for path in find_images(folder) if parts is None or part_of(path.name) in parts]
     found = []
     for path in chosen:
         image, name = _read(path, "RGB"), path.relative_to(folder).as_posix()
@@ -113,7 +112,7 @@ def load_cut_outs(folder: Path, parts: Sequence[int] | None = None, *, whole: bo
         UsageError: no such folder, or no picture with an outline in it.
         SourceError: a file that is no picture.
     """
-    named = [(path.relative_to(folder).as_posix(), path) for path in _pictures(folder)]
+    named = [(path.relative_to(folder).as_posix(), path) for path in find_images(folder)]
     found = [(name, _outlined(path, whole)) for name, path in named if parts is None or part_of(name) in parts]
     cut_outs = tuple(CutOut(name, image) for name, image in found if image is not None)
     if not cut_outs:
@@ -133,19 +132,6 @@ def place(scene: Scene, cut_out: CutOut, rng: np.random.Generator) -> NDArray[np
     picture = Image.fromarray(scene.frame)
     picture.paste(thing, (left, top), thing)
     return np.asarray(picture).copy()
-
-
-def _pictures(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: expected a folder of pictures")
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not is_clutter(path.relative_to(folder)) and path.is_file()
-    )
-    if not found:
-        raise UsageError(f"{folder}: found no pictures ({', '.join(SUFFIXES)})")
-    return found
 
 
 def _read(path: Path, mode: str) -> Image.Image:

@@ -11,14 +11,34 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from mgg_edge.errors import SourceError
+from mgg_edge.errors import SourceError, UsageError
+from mgg_edge.files import is_clutter
 
-__all__ = ["MAX_PIXELS", "read_animation", "read_picture"]
+__all__ = ["MAX_PIXELS", "find_images", "read_animation", "read_picture"]
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 MAX_PIXELS = 1 << 26  # 8K has half of it; a damaged header can claim gigabytes
 DEFAULT_DURATION_S = 0.1  # of an animation's picture that states none, as browsers show it
 _MOVING = ("GIF", "WEBP", "PNG")
 _SIXTEEN_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+def find_images(directory: Path) -> list[Path]:
+    """Image files below a directory, sorted by path; what systems and tools leave there (`is_clutter`) is no data.
+
+    Raises:
+        UsageError: no such directory, or no image in it.
+    """
+    if not directory.is_dir():
+        raise UsageError(f"{directory}: expected a directory of images")
+    paths = sorted(
+        path
+        for path in directory.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not is_clutter(path.relative_to(directory)) and path.is_file()
+    )
+    if not paths:
+        raise UsageError(f"{directory}: found no images ({', '.join(SUFFIXES)})")
+    return paths
 
 
 def read_picture(path: Path) -> npt.NDArray[np.uint8]:

@@ -46,8 +46,7 @@ class Forward(WindowRule):
         radius: float = 0.0,
         seed: int = 0,
     ) -> None:
-        super().__init__(size, features, window_batches, radius)
-        self.rank = rank
+        super().__init__(size, features, rank, window_batches, radius)
         generator = torch.Generator().manual_seed(seed)
         self.read = nn.Parameter(torch.randn(rank, 2 * features, generator=generator) / math.sqrt(2 * features))
         self.write = nn.Parameter(UNTRAINED_SCALE * torch.randn(size, rank, generator=generator))
@@ -62,16 +61,6 @@ class Forward(WindowRule):
         scale = (knot_weights(window.frames, WINDOWS) * self._number("log_scale", excess)).sum().exp()
         hidden = torch.tanh((window.shift / self._number("shift_scale", excess)) @ self._number("read", excess).T)
         return (gate * scale).unsqueeze(-1) * (hidden @ self._number("write", excess).T)
-
-    def options(self) -> dict[str, float | str]:
-        """Sizes."""
-        return {
-            "size": self.size,
-            "features": self.features,
-            "rank": self.rank,
-            "window_batches": self.window_batches,
-            "radius": self.radius,
-        }
 
     def reach(self) -> float:
         """Every hidden unit at its extreme."""

@@ -54,8 +54,7 @@ class ForwardPlus(WindowRule):
         radius: float = 0.0,
         seed: int = 0,
     ) -> None:
-        super().__init__(size, features, window_batches, radius)
-        self.rank = rank
+        super().__init__(size, features, rank, window_batches, radius)
         generator = torch.Generator().manual_seed(seed)
         self.robust = nn.Parameter(UNTRAINED_SCALE * torch.randn(size, generator=generator))
         self.read = nn.Parameter(torch.randn(rank, 2 * features, generator=generator) / math.sqrt(2 * features))
@@ -82,16 +81,6 @@ class ForwardPlus(WindowRule):
         distance = (hidden.square().mean(dim=-1) + FLOOR).log()
         threshold = (knot_weights(frames, WINDOWS) * self._number("log_threshold", hidden)).sum()
         return torch.sigmoid(self._number("log_slope", hidden).exp() * (distance - threshold))
-
-    def options(self) -> dict[str, float | str]:
-        """Sizes."""
-        return {
-            "size": self.size,
-            "features": self.features,
-            "rank": self.rank,
-            "window_batches": self.window_batches,
-            "radius": self.radius,
-        }
 
     def reach(self) -> float:
         """The robust way and every hidden unit at its extreme."""

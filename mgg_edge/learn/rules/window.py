@@ -52,6 +52,7 @@ class WindowRule(UpdateRule):
     Args:
         size: N, scalars of θ.
         features: D, length of the feature vector.
+        rank: r, directions of the features that are looked at.
         window_batches: W, batches of the sliding window.
         radius: largest ‖θ − θ₀‖ that the weathers it was trained on have led to, with a margin; 0 if not measured.
     """
@@ -61,9 +62,10 @@ class WindowRule(UpdateRule):
     needs_gradient: ClassVar[bool] = False
     schedule: ClassVar[str] = "window"
 
-    def __init__(self, size: int, features: int, window_batches: int, radius: float) -> None:
+    def __init__(self, size: int, features: int, rank: int, window_batches: int, radius: float) -> None:
         super().__init__()
-        self.size, self.features, self.window_batches, self.radius = size, features, window_batches, radius
+        self.size, self.features, self.rank = size, features, rank
+        self.window_batches, self.radius = window_batches, radius
 
     @abstractmethod
     def change(self, window: WindowStatistics, source: SourceNumbers) -> Tensor:
@@ -98,6 +100,16 @@ class WindowRule(UpdateRule):
         spread = torch.sqrt(variance + VARIANCE_FLOOR) - source.std
         discrepancy = mean.square().mean(dim=-1) + spread.square().mean(dim=-1)
         return WindowStatistics(torch.cat([mean, spread], dim=-1), discrepancy, frames)
+
+    def options(self) -> dict[str, float | str]:
+        """Sizes, and how far it may go."""
+        return {
+            "size": self.size,
+            "features": self.features,
+            "rank": self.rank,
+            "window_batches": self.window_batches,
+            "radius": self.radius,
+        }
 
     def largest_update(self, rate: float) -> float:
         """Twice the longest way from θ₀: a window may change from one extreme to the other."""
