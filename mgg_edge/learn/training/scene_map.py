@@ -137,7 +137,7 @@ class SceneMapTrainer:
             self.rule.read.copy_(telling_directions(weathered / scale, clear / scale, self.rule.rank))
             self.rule.write.zero_()
             for place, window in enumerate(WINDOWS):
-                hidden = (self._clear_shifts(rng, window) / scale) @ self.rule.read.T
+                hidden = (self._clear_shifts(rng, window) / scale) @ self.rule.read.cpu().T
                 near = hidden.square().mean(1).log().quantile(CLEAR_SHARE)
                 self.rule.log_threshold[place] = near + THRESHOLD_MARGIN
 
@@ -149,7 +149,7 @@ class SceneMapTrainer:
             rng = np.random.default_rng([*seed, number])
             episode = self._draw(rng, int(rng.choice(self.recipe.windows)))
             hidden, frozen_loss = self._look(episode)
-            theta = self._theta(episode, hidden, 0.0, None).requires_grad_()
+            theta = self._theta(episode, hidden).requires_grad_()
             loss = distance(logits_under(self.learner, theta, episode.aim), episode.aim_target) / max(1.0, frozen_loss)
             (gradient,) = torch.autograd.grad(loss, theta)
             self._hidden.append(hidden)
@@ -195,23 +195,23 @@ class SceneMapTrainer:
             statistics, frozen_loss = observe(self.rule, self.learner, episode)
             return torch.tanh(self.rule.read_out(statistics))[0], frozen_loss
 
-    def _theta(self, episode: Episode, hidden: Tensor, length: float, way: Tensor | None) -> Tensor:
-        """θ f[N] all the way, before the share s; `way` is added with a length of its own."""
+    def _theta(self, episode: Episode, hidden: Tensor) -> Tensor:
+        """θ f[N] all the way, before the share s."""
         with torch.no_grad():
-            theta = episode.source.theta + self.rule.robust + self.rule.write @ hidden
-            return theta if way is None else theta + length * way
+            return episode.source.theta + self.rule.robust + self.rule.write @ hidden
 
     def _loss(self, looks: Sequence[tuple[Episode, Tensor]], way: Tensor | None, mean: float, bend: float) -> float:
         found = []
         with torch.no_grad():
             for episode, hidden in looks:
-                more = None if way is None else mean * way[:, 0] + bend * (way[:, 1:] @ hidden)
-                theta = self._theta(episode, hidden, 1.0, more)
+                theta = self._theta(episode, hidden)
+                if way is not None:
+                    theta = theta + mean * way[:, 0] + bend * (way[:, 1:] @ hidden)
                 found.append(float(distance(logits_under(self.learner, theta, episode.aim), episode.aim_target)))
         return float(np.mean(found))
 
     def _shift(self, episode: Episode) -> Tensor:
-        return observe(self.rule, self.learner, episode)[0].shift
+        return observe(self.rule, self.learner, episode)[0].shift.cpu()
 
     def _clear_shifts(self, rng: np.random.Generator, window: int) -> Tensor:
         """Z f[n, 2D] of cameras in clear weather, half of them with few things in view; nothing is computed anew."""
@@ -248,7 +248,7 @@ def descent(hidden: Tensor, gradients: Tensor) -> Tensor:
 def observe(rule: WindowRule, learner: Learner, episode: Episode) -> tuple[WindowStatistics, float]:
     """Statistics of the window under θ₀, and the frozen model's loss on it."""
     logits, features = learner.frozen(episode.window)
-    difference = (features - episode.source.mean.to(features.device)).unsqueeze(0)  # [1, M, D]
+    difference = (features - episode.source.mean).unsqueeze(0)  # [1, M, D]
     sums = torch.stack([difference.sum(1), difference.square().sum(1)], dim=1)
     statistics = rule.statistics(sums, learner.scalar(len(episode.window)), episode.source)
     return statistics, float(distance(logits, episode.window_target))

@@ -54,8 +54,8 @@ class Stage:
         """What a calibration on some views would know; the clean discrepancy is that of the others."""
         known = self.features[views].double()
         mean, std = known.mean(0), (known.var(0, unbiased=True) + VARIANCE_FLOOR).sqrt()
-        discrepancy = [self._discrepancy(mean, std, window, rng) for window in CLEAN_WINDOWS]
-        return SourceNumbers(theta, mean.float(), std.float(), torch.tensor(discrepancy))
+        discrepancy = torch.tensor([self._discrepancy(mean, std, window, rng) for window in CLEAN_WINDOWS])
+        return SourceNumbers(theta, *(part.float().to(theta.device) for part in (mean, std, discrepancy)))
 
     def _discrepancy(self, mean: Tensor, std: Tensor, window: int, rng: Rng) -> float:
         found = []
