@@ -254,21 +254,29 @@ class TestTraining:
         assert np.median(calm) < 0.3
         assert min(foggy) > 0.5
 
-    def test_a_training_from_end_to_end_is_resumed_and_judged(self, pictures, tmp_path):
-        def training():
+    def test_a_training_from_end_to_end_is_resumed_and_judged(self, pictures, tmp_path, monkeypatch):
+        def training(rule="forward+"):
             parts = [
                 (load_scenes(pictures / "scenes", SIZE, SIZE, part)[:3], load_cut_outs(pictures / "things", part))
                 for part in (TRAINING, VALIDATION)
             ]
-            return CameraTraining(backbone(), *parts, CameraRecipe("forward+", 2, 2, 2, score_every=1))
+            return CameraTraining(backbone(), *parts, CameraRecipe(rule, 2, 2, 2, score_every=1))
 
         first, resume = training(), tmp_path / "x.resume"
         steps = first.run(resume)
         # Two updates of the robust way, then rounds of two episodes with a score after each.
         assert [next(steps).made for _ in range(6)] == [1, 2, 3, 4, 4, 5]
         again = training()
-        assert [now.made for now in again.run(resume)] == [5, 6, 6]  # the second round again, all before is in it
+        assert [now.made for now in again.run(resume)] == [4, 5, 6, 6]  # the second round again, all before is in it
         assert not list(tmp_path.iterdir())
+        with monkeypatch.context() as patched:  # interrupted between its last update and the end, `robust` is not lost
+            robust = training("robust")
+            patched.setattr(robust._map, "finish", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                list(robust.run(resume))
+        resumed = training("robust")
+        assert [now.made for now in resumed.run(resume)] == [2]
+        assert torch.equal(resumed.rule.robust, robust.rule.robust)
         scene, things = load_scenes(pictures / "scenes", SIZE, SIZE)[:1], load_cut_outs(pictures / "things")
         rows = judge_rule(again.rule, again.learner, scene, things)
         assert rows[0].weather == "clear"

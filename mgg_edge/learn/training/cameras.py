@@ -133,16 +133,20 @@ class CameraTraining:
                 yield last
             self._map.prepare(np.random.default_rng([recipe.seed, 0]))
             self._save(second, 0)
+        done = self._load(second)
+        if done or last.made == 0:
+            last = Progress(recipe.robust_updates + done * recipe.episodes, 0.0, None, 0.0)
+            yield last
         if recipe.rule == "forward+":
-            yield from self._bend(last, second)
+            yield from self._bend(last, done, second)
         self._map.finish(np.random.default_rng([recipe.seed, 0]))
         if second is not None:
             second.unlink(missing_ok=True)
         self.rule.to("cpu")
 
-    def _bend(self, last: Progress, resume: Path | None) -> Iterator[Progress]:
-        """The rounds of the regression; after each one the numbers are kept."""
-        done, recipe = self._load(resume), self.recipe
+    def _bend(self, last: Progress, done: int, resume: Path | None) -> Iterator[Progress]:
+        """The rounds of the regression that are not done; after each one the numbers are kept."""
+        recipe = self.recipe
         for number in range(done, recipe.rounds):
             made = recipe.robust_updates + number * recipe.episodes
             for loss in self._map.round([recipe.seed, 1, number]):
