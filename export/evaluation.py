@@ -42,7 +42,6 @@ __all__ = [
     "ENGINES",
     "EvaluationRequest",
     "describe",
-    "digest",
     "draw_samples_of",
     "packaged_path",
     "plan_jobs",
@@ -123,7 +122,7 @@ def plan_jobs(
     named = (request.weights, request.bundle, request.mgg, request.data, request.source_data, request.labels,
              request.classes_file)  # fmt: skip
     words = ("random", "pretrained", "package", "imagenet")
-    digests = {name: digest(Path(name)) for name in named if name is not None and name not in words}
+    digests = {name: _digest(Path(name)) for name in named if name is not None and name not in words}
     jobs = make_jobs(methods, streams, seeds, {**settings, "digests": digests, "version": mgg_edge.__version__})
     for method in methods:
         _method(request, method, seed=0)
@@ -288,7 +287,7 @@ def _method(request: EvaluationRequest, text: str, seed: int) -> Method:
     return build_method(parse_method(text, **defaults), world.backbone, _source(request))
 
 
-def digest(path: Path) -> str:
+def _digest(path: Path) -> str:
     """SHA-256 of a file, or of the names and contents of all files in a directory.
 
     Raises:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mgg_edge.errors import UsageError
 from mgg_edge.export.compose import ExportRequest, class_labels, compose_backbone
@@ -17,7 +17,7 @@ from mgg_edge.learn.rules.files import save_rule
 from mgg_edge.learn.training.loop import Progress
 from mgg_edge.learn.training.rules import RuleRecipe, RuleTraining, report
 
-__all__ = ["TrainRequest", "train"]
+__all__ = ["TrainRequest", "check_output", "run_training", "train"]
 
 RESUME_SUFFIX = ".resume"
 
@@ -60,9 +60,7 @@ def train(
     Raises:
         MggEdgeError: see `compose_backbone`, `open_training_data` and `RuleTraining`.
     """
-    output_target(request.out)
-    if request.out.suffix != ".safetensors":
-        raise UsageError(f"{request.out}: expected a name that ends in .safetensors")
+    check_output(request.out)
     started = time.monotonic()
     backbone = compose_backbone(request.model)
     naming = Naming(class_labels(request.model, backbone), request.classes_file, request.class_order)
@@ -70,11 +68,7 @@ def train(
         request.data, backbone.preprocess, naming, labelled=request.recipe.target == "labels"
     )
     training = RuleTraining(backbone, source, held_out, request.recipe, device=request.device)
-    last: Progress | None = None
-    for last in training.run(request.out.with_name(request.out.name + RESUME_SUFFIX)):
-        progress(last, training.recipe.loop.updates)
-    if last is None:
-        raise UsageError(f"{request.out}{RESUME_SUFFIX}: the training it holds is complete; remove it to train again")
+    last = run_training(training, request.out, lambda now: progress(now, training.recipe.loop.updates))
     facts = {
         "backbone": backbone.name,
         "weights": request.model.weights,
@@ -83,3 +77,35 @@ def train(
     }
     save_rule(request.out, training.rule, facts)
     return {"out": str(request.out), **facts}
+
+
+class Training(Protocol):
+    """What is run: its updates one after the other, from a file where it was interrupted."""
+
+    def run(self, resume: Path | None = None) -> Iterator[Progress]: ...
+
+
+def check_output(out: Path) -> None:
+    """Refuse what no rule can be written to, before the work.
+
+    Raises:
+        UsageError: another suffix, or no file.
+        SinkError: it cannot be written.
+    """
+    output_target(out)
+    if out.suffix != ".safetensors":
+        raise UsageError(f"{out}: expected a name that ends in .safetensors")
+
+
+def run_training(training: Training, out: Path, progress: Callable[[Progress], None]) -> Progress:
+    """Run to the end, going on from the file beside `out`; returns the last progress.
+
+    Raises:
+        UsageError: the training that the file holds is complete.
+    """
+    last: Progress | None = None
+    for last in training.run(out.with_name(out.name + RESUME_SUFFIX)):
+        progress(last)
+    if last is None:
+        raise UsageError(f"{out}{RESUME_SUFFIX}: the training it holds is complete; remove it to train again")
+    return last

@@ -10,7 +10,7 @@ from typing import Any
 
 from mgg_edge.errors import UsageError
 from mgg_edge.export.compose import ExportRequest, compose_backbone
-from mgg_edge.files import output_target
+from mgg_edge.export.training import check_output, run_training
 from mgg_edge.learn.backbone import Backbone
 from mgg_edge.learn.rules.files import save_rule
 from mgg_edge.learn.training.cameras import CameraRecipe, CameraTraining, report
@@ -20,7 +20,6 @@ from mgg_edge.scenes.objects import TEST, TRAINING, VALIDATION, CutOut, Scene, l
 
 __all__ = ["CameraRequest", "train_cameras"]
 
-RESUME_SUFFIX = ".resume"
 VIEWS = 3  # parts of each photograph that cameras look at, in training
 
 
@@ -63,18 +62,12 @@ def train_cameras(
     Raises:
         MggEdgeError: see `compose_backbone`, `load_scenes`, `load_cut_outs` and `CameraTraining`.
     """
-    output_target(request.out)
-    if request.out.suffix != ".safetensors":
-        raise UsageError(f"{request.out}: expected a name that ends in .safetensors")
+    check_output(request.out)
     started = time.monotonic()
     backbone = compose_backbone(request.model)
     train, held_out = _parts(request, backbone, TRAINING, VIEWS), _parts(request, backbone, VALIDATION, 1)
     training = CameraTraining(backbone, train, held_out, request.recipe, request.device, looking)
-    last: Progress | None = None
-    for last in training.run(request.out.with_name(request.out.name + RESUME_SUFFIX)):
-        progress(last, request.recipe.total)
-    if last is None:
-        raise UsageError(f"{request.out}{RESUME_SUFFIX}: the training it holds is complete; remove it to train again")
+    last = run_training(training, request.out, lambda now: progress(now, request.recipe.total))
     facts = {
         "backbone": backbone.name,
         "weights": request.model.weights,

@@ -179,9 +179,8 @@ def calibrate(
     with tempfile.TemporaryDirectory() as scratch:
         draft = Path(scratch) / "draft.mgg"
         _write_site(bundle, frames[:known], before, source.name, draft, threads, progress)
-        later = slice(
-            min(known, len(frames) - len(frames) // 4), None
-        )  # some of it is seen again where there is little
+        # Of little footage some is seen again.
+        later = slice(min(known, len(frames) - len(frames) // 4), None)
         rows = _report(draft, frames[later], whole.classes[later], threads, progress)
         changed = 1 - _agreement(draft, frames, whole.classes, "auto", threads)
         found = {"rows": rows, "clean_changed": changed, "verdict": judge(rows, changed)}

@@ -163,9 +163,8 @@ def _known(paths: Sequence[Path], where: str) -> list[Path]:
     ]
     if not known:
         raise UsageError(f"{where}: expected pictures or videos, found none ({len(paths)} other entries)")
-    others = [
-        path.name for path in paths if path not in set(known) and path.is_file() and not is_clutter(Path(path.name))
-    ]
+    taken = set(known)
+    others = [path.name for path in paths if path not in taken and path.is_file() and not is_clutter(Path(path.name))]
     if others:
         named = ", ".join(others[:MAX_NAMED]) + (", …" if len(others) > MAX_NAMED else "")
         _logger.warning(

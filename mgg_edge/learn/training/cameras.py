@@ -108,8 +108,8 @@ class CameraTraining:
         self.recipe, place = recipe, torch.device(device)
         backbone.model.to(place)
         self.learner = learner = Learner(backbone, Objective(), _no_statistics(backbone.features), place)
-        self.stages = build_stages(*scenes, _on_processor(learner), SCENE_VIEWS, recipe.seed, progress)
-        self.held_out = build_stages(*held_out_scenes, _on_processor(learner), SCENE_VIEWS, recipe.seed, progress)
+        self.stages = build_stages(*scenes, learner.frozen, SCENE_VIEWS, recipe.seed, progress)
+        self.held_out = build_stages(*held_out_scenes, learner.frozen, SCENE_VIEWS, recipe.seed, progress)
         self.rule = ForwardPlus(backbone.norms.size, backbone.features, seed=recipe.seed).to(place)
         self._robust = RobustTrainer(self.rule, learner, self.stages, SceneRecipe())
         self._map = SceneMapTrainer(self.rule, learner, self.stages, SceneRecipe(recipe.episodes))
@@ -192,14 +192,6 @@ def _no_statistics(features: int) -> SourceStatistics:
     """Cameras have statistics of their own; the learner's are not looked at."""
     nothing = torch.zeros(features, dtype=torch.float64)
     return SourceStatistics(nothing, nothing + 1, 1, torch.ones(len(CLEAN_WINDOWS), dtype=torch.float64))
-
-
-def _on_processor(learner: Learner) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    def frozen(frames: Tensor) -> tuple[Tensor, Tensor]:
-        logits, features = learner.frozen(frames)
-        return logits.cpu(), features.cpu()
-
-    return frozen
 
 
 def _held_out_episodes(stages: Sequence[Stage], theta: Tensor, clean_share: float) -> list[Episode]:

@@ -10,14 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mgg_edge.learn.rules.forward_plus import ForwardPlus
 from mgg_edge.learn.training.learner import Learner
-from mgg_edge.learn.training.scene_map import agreement, observe
-from mgg_edge.learn.training.stages import Episode, build_stages, draw_episode
+from mgg_edge.learn.training.scene_map import agreement, theta_of
+from mgg_edge.learn.training.stages import build_stages, draw_episode
 from mgg_edge.scenes.corruptions import BENCHMARK_KINDS, corrupt
 from mgg_edge.scenes.domains import Domain
 from mgg_edge.scenes.objects import CutOut, Scene
@@ -54,22 +52,15 @@ def judge_rule(
     Raises:
         UsageError: before no scene enough is recognised.
     """
-
-    def frozen(frames: Tensor) -> tuple[Tensor, Tensor]:
-        logits, features = learner.frozen(frames)
-        return logits.cpu(), features.cpu()
-
-    stages = build_stages(scenes, cut_outs, frozen, VIEWS, SEED, progress)[:MAX_CAMERAS]
+    stages = build_stages(scenes, cut_outs, learner.frozen, VIEWS, SEED, progress)[:MAX_CAMERAS]
     theta, rows = learner.source.theta, []
     for number, kind in enumerate(("clear", *BENCHMARK_KINDS)):
         rng = np.random.default_rng([SEED, number])
         episodes = [draw_episode(stage, _weather(kind), theta, WINDOW, AIM, rng) for stage in stages]
-        with torch.no_grad():
-            adapted = [_theta(rule, learner, episode) for episode in episodes]
         ways = (
             [theta for _ in episodes],
             [theta + rule.robust.detach() for _ in episodes],
-            adapted,
+            [theta_of(rule, learner, episode) for episode in episodes],
         )
         shares = (agreement(learner, list(zip(way, episodes, strict=True))) for way in ways)
         rows.append(WeatherRow(kind if kind == "clear" else f"{kind}@{SEVERITY}", *shares))
@@ -89,11 +80,6 @@ def verdict(rows: Sequence[WeatherRow]) -> str:
     )
     pays = adapted > frozen and clear.frozen - clear.adapted <= MAX_CLEAR_LOST
     return f"it {'pays' if pays else 'does not pay'}: {found}"
-
-
-def _theta(rule: ForwardPlus, learner: Learner, episode: Episode) -> Tensor:
-    statistics, _ = observe(rule, learner, episode)
-    return episode.source.theta - rule.change(statistics, episode.source)
 
 
 def _weather(kind: str) -> Domain:

@@ -26,7 +26,16 @@ from mgg_edge.learn.training.optimiser import RULE_RATES
 from mgg_edge.learn.training.stages import Episode, Stage, clear_shift, draw_episode
 from mgg_edge.scenes.domains import draw_domain
 
-__all__ = ["RobustTrainer", "SceneMapTrainer", "SceneRecipe", "agreement", "distance", "logits_under", "observe"]
+__all__ = [
+    "RobustTrainer",
+    "SceneMapTrainer",
+    "SceneRecipe",
+    "agreement",
+    "distance",
+    "logits_under",
+    "observe",
+    "theta_of",
+]
 
 SCALE_EPISODES = 128
 SCALE_WINDOW = 16
@@ -170,17 +179,13 @@ class SceneMapTrainer:
 
     def finish(self, rng: np.random.Generator) -> None:
         """Measure how far the weathers lead from θ₀: the rule's radius."""
-        with torch.no_grad():
-            episodes = [self._draw(rng, SCALE_WINDOW) for _ in range(SCALE_EPISODES)]
-            ways = [self.rule.change(observe(self.rule, self.learner, one)[0], one.source) for one in episodes]
-        self.rule.radius = float(RADIUS_MARGIN * max(way.norm(dim=-1).max() for way in ways))
+        episodes = [self._draw(rng, SCALE_WINDOW) for _ in range(SCALE_EPISODES)]
+        ways = [theta_of(self.rule, self.learner, one) - one.source.theta for one in episodes]
+        self.rule.radius = float(RADIUS_MARGIN * max(way.norm() for way in ways))
 
     def score(self, episodes: Sequence[Episode]) -> float:
         """Agreement of the aim under θ with the frozen model's clear view, over fixed episodes."""
-        with torch.no_grad():
-            changes = [self.rule.change(observe(self.rule, self.learner, one)[0], one.source) for one in episodes]
-        pairs = zip(changes, episodes, strict=True)
-        return agreement(self.learner, [(episode.source.theta - change, episode) for change, episode in pairs])
+        return agreement(self.learner, [(theta_of(self.rule, self.learner, one), one) for one in episodes])
 
     def _draw(self, rng: np.random.Generator, window: int) -> Episode:
         stage = self.stages[int(rng.integers(len(self.stages)))]
@@ -252,6 +257,12 @@ def observe(rule: WindowRule, learner: Learner, episode: Episode) -> tuple[Windo
     sums = torch.stack([difference.sum(1), difference.square().sum(1)], dim=1)
     statistics = rule.statistics(sums, learner.scalar(len(episode.window)), episode.source)
     return statistics, float(distance(logits, episode.window_target))
+
+
+def theta_of(rule: WindowRule, learner: Learner, episode: Episode) -> Tensor:
+    """θ f[1, N] that a rule makes of an episode's window; without gradients."""
+    with torch.no_grad():
+        return episode.source.theta - rule.change(observe(rule, learner, episode)[0], episode.source)
 
 
 def logits_under(learner: Learner, theta: Tensor, frames: Tensor) -> Tensor:

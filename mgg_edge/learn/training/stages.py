@@ -112,7 +112,7 @@ def build_stages(
         rng = np.random.default_rng([seed, number])
         objects = np.resize(rng.permutation(len(cut_outs)), views)
         frames = np.stack([place(scene, cut_outs[int(index)], rng) for index in objects])
-        logits, features = frozen(torch.from_numpy(frames))
+        logits, features = (part.cpu() for part in frozen(torch.from_numpy(frames)))
         probabilities = logits.softmax(1)
         sure = (probabilities.max(1).values >= LEAST_SURE).numpy()
         if sure.sum() >= LEAST_VIEWS and len(np.unique(objects[sure])) >= LEAST_VIEWS // 4:
