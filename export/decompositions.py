@@ -31,8 +31,10 @@ KEPT_WHOLE = (
     aten.reflection_pad2d_backward.default,
     aten.replication_pad2d_backward.default,
     aten.avg_pool2d_backward.default,
+    aten.hardswish.default,
+    aten.hardsigmoid.default,
 )
-INVERSE_SQRT_2, INVERSE_SQRT_2_PI = 0.7071067811865476, 0.3989422804014327
+SQRT_2, INVERSE_SQRT_2_PI = 1.4142135623730951, 0.3989422804014327
 SQRT_2_OVER_PI, TANH_CUBIC = 0.7978845608028654, 0.044715
 
 
@@ -53,20 +55,24 @@ def decompositions() -> dict[Any, Any]:
     return table
 
 
-def _normal_distribution(x: Tensor) -> Tensor:
-    return 0.5 + 0.5 * torch.erf(x * INVERSE_SQRT_2)
+def _twice_normal_distribution(x: Tensor) -> Tensor:
+    """2 Φ(x) = 1 + erf(x/√2)."""
+    return torch.erf(x / SQRT_2) + 1.0
 
 
 def _gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
-    """x·Φ(x), or with the tanh approximation x·(1 + t)/2: written so that forward and backward share nodes."""
-    return x * (_normal_distribution(x) if approximate == "none" else 0.5 + 0.5 * _tanh_argument(x).tanh())
+    """x·Φ(x), or with the tanh approximation x·(1 + t)/2.
+
+    Forward and backward share nodes; and of the forward alone, engines know this order as one operator.
+    """
+    return x * (_twice_normal_distribution(x) if approximate == "none" else 1 + _tanh_argument(x).tanh()) * 0.5
 
 
 def _gelu_backward(gradient: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
     """g·(Φ(x) + x·φ(x)), or g·((1 + t)/2 + x·(1 − t²)/2·a′) with t = tanh a."""
     if approximate == "none":
         density = torch.exp(-0.5 * (x * x)) * INVERSE_SQRT_2_PI
-        return gradient * (_normal_distribution(x) + x * density)
+        return gradient * (0.5 * _twice_normal_distribution(x) + x * density)
     tanh = _tanh_argument(x).tanh()
     slope = SQRT_2_OVER_PI * (1 + 3 * TANH_CUBIC * (x * x))
     return gradient * (0.5 + 0.5 * tanh + 0.5 * x * (1 - tanh * tanh) * slope)

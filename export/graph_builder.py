@@ -23,6 +23,7 @@ OPSET = 17
 IR_VERSION = 8
 # "x.reversed" is the weight "x" reversed in space; whoever stores the weights makes it.
 REVERSED = ".reversed"
+OPTIONAL_OUTPUTS = ("LayerNormalization", "MaxPool")
 
 
 class GraphBuilder:
@@ -97,6 +98,7 @@ class GraphBuilder:
         aliases = [helper.make_node("Identity", [value], [output]) for output, (value, _) in outputs.items()]
         nodes = [*_needed(self._nodes, {value for value, _ in outputs.values()}), *aliases]
         used = {value for node in nodes for value in node.input}
+        nodes = [_without_unused_statistics(node, used) for node in nodes]
         graph = helper.make_graph(
             nodes,
             name,
@@ -115,6 +117,17 @@ def _needed(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.Node
             kept.append(node)
             wanted = wanted.union(node.input)
     return kept[::-1]
+
+
+def _without_unused_statistics(node: onnx.NodeProto, used: set[str]) -> onnx.NodeProto:
+    """Without outputs for the backward that nothing reads: with them, engines leave the node out of their fusions."""
+    if node.op_type not in OPTIONAL_OUTPUTS:
+        return node
+    trimmed = onnx.NodeProto()
+    trimmed.CopyFrom(node)
+    while len(trimmed.output) > 1 and trimmed.output[-1] not in used:
+        trimmed.output.pop()
+    return trimmed
 
 
 def _value_info(spec: TensorSpec) -> onnx.ValueInfoProto:

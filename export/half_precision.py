@@ -35,6 +35,7 @@ _TO = getattr(_aten, "_to_copy").default  # noqa: B009 - an operator whose publi
 _PRODUCTS = {
     _aten.mm.default,
     _aten.bmm.default,
+    _aten.matmul.default,
     _aten.addmm.default,
     _aten.convolution.default,
     _aten.convolution_backward.default,

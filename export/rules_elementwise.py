@@ -128,6 +128,18 @@ def _hardtanh(g: GraphBuilder, out: Tensor, x: Value, low: float = -1.0, high: f
     return _clamp(g, out, x, low, high)  # type: ignore[return-value]
 
 
+@rule("hardsigmoid.default")
+def _hard_sigmoid(g: GraphBuilder, out: Tensor, x: Value) -> str:
+    return g.emit("HardSigmoid", x.name, alpha=1 / 6, beta=0.5)
+
+
+@rule("hardswish.default")
+def _hard_swish(g: GraphBuilder, out: Tensor, x: Value) -> str:
+    if g.lowering == "tensorrt":
+        return g.emit("Mul", x.name, _hard_sigmoid(g, out, x))  # type: ignore[arg-type]
+    return g.emit("HardSwish", x.name)
+
+
 @rule("_to_copy.default")
 def _to_copy(g: GraphBuilder, out: Tensor, x: Value, **_: Any) -> str:
     return cast(g, x, out.dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mgg_edge.export.graph_builder import GraphBuilder
-from mgg_edge.export.lowering_rule import Value, cast, int64, numpy_dtype, reduction_axes, rule
+from mgg_edge.export.lowering_rule import Value, cast, int64, numpy_dtype, reduction_axes, reshape, rule
 
 __all__: list[str] = []  # the rules register themselves
 
@@ -24,6 +24,8 @@ def _sum(g: GraphBuilder, out: Tensor, x: Value, axes: Any = None, keepdim: bool
 @rule("mean.dim", "mean.default")
 def _mean(g: GraphBuilder, out: Tensor, x: Value, axes: Any = None, keepdim: bool = False, **_: Any) -> str:
     name, reduced = cast(g, x, out.dtype), reduction_axes(axes, len(x.shape))
+    if len(x.shape) == 4 and reduced == [2, 3]:  # engines pool in the layout of their convolutions
+        return reshape(g, g.emit("GlobalAveragePool", name), out.shape)
     return g.emit("ReduceMean", name, axes=reduced, keepdims=int(keepdim)) if reduced else name
 
 
@@ -55,7 +57,7 @@ def _is_true(g: GraphBuilder, x: Value) -> Value:
     return Value(g.emit("Not", equal), torch.bool, x.shape)
 
 
-@rule("mm.default", "bmm.default", "mv.default", "dot.default")
+@rule("mm.default", "bmm.default", "mv.default", "dot.default", "matmul.default")
 def _matmul(g: GraphBuilder, out: Tensor, a: Value, b: Value) -> str:
     return g.emit("MatMul", a.name, b.name)
 

@@ -108,9 +108,7 @@ def _slice_scatter(
 
 @rule("select.int")
 def _select(g: GraphBuilder, out: Tensor, x: Value, axis: int, index: int) -> str:
-    positive = index % x.shape[axis]
-    bounds = (int64(g, positive), int64(g, positive + 1), int64(g, axis % len(x.shape)))
-    return reshape(g, g.emit("Slice", x.name, *bounds), out.shape)
+    return g.emit("Gather", x.name, g.constant(index % x.shape[axis], np.int64), axis=axis % len(x.shape))
 
 
 @rule("constant_pad_nd.default")

@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mgg_edge.export.decompositions import decompositions
+from mgg_edge.export.simplify import simplify
 
 __all__ = ["TracedGraph", "trace"]
 
@@ -57,5 +58,5 @@ def trace(
     # A second pass, because some decompositions work in place, which a graph of values cannot say.
     pure = torch.func.functionalize(recorded, remove="mutations")
     module = make_fx(pure, tracing_mode="fake")(*inputs.values())
-    module.graph.eliminate_dead_code()
+    simplify(module)
     return TracedGraph(module, names, tuple(outputs))

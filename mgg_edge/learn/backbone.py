@@ -285,7 +285,9 @@ class Backbone:
         weight: float,
     ) -> BackboneOutput:
         scale, shift = constants["preprocess.scale"], constants["preprocess.shift"]
-        inputs = (frames.to(scale.dtype) * scale + shift).permute(0, 3, 1, 2)  # [B, 3, H, W]
+        # Channels first before scaling: engines are slow where only the innermost three numbers broadcast.
+        pixels = frames.to(scale.dtype).permute(0, 3, 1, 2)  # [B, 3, H, W]
+        inputs = pixels * scale.reshape(3, 1, 1) + shift.reshape(3, 1, 1)
         tensors = {name.removeprefix(PREFIX): value for name, value in constants.items() if name.startswith(PREFIX)}
         if self.statistics is not None:
             tensors |= _unpack(constants[CLEAN] if statistics is None else statistics, self.statistics)
