@@ -54,11 +54,20 @@ def row(accuracy=0.5, after=None, **changes):
     }
 
 
+def wait_for_company(path, processes, patience_s=120.0):
+    """Until so many processes have left a trace: on a busy machine the first may do all the work before another is up."""
+    limit_s = time.monotonic() + patience_s
+    while len({line.split()[-1] for line in path.read_text().splitlines()}) < processes:
+        assert time.monotonic() < limit_s, f"{processes} processes did not come together"
+        time.sleep(0.02)
+
+
 def note(job):
     """Leave a trace of having run, and say where."""
     folder = Path(job.setting["folder"])
     with (folder / "ran.txt").open("a") as file:
         file.write(f"{job.method} {job.stream} {job.seed} {os.getpid()}\n")
+    wait_for_company(folder / "ran.txt", job.setting.get("processes", 1))
     time.sleep(job.setting.get("pause_s", 0.0))
     import torch
 

@@ -147,7 +147,7 @@ def test_never_more_jobs_at_a_time_than_workers():
 
 
 def test_processes_run_jobs_with_one_thread_each(tmp_path):
-    jobs = make_jobs(["tent"], ["fog", "snow"], [1, 2], {"folder": str(tmp_path), "pause_s": 0.3})
+    jobs = make_jobs(["tent"], ["fog", "snow"], [1, 2], {"folder": str(tmp_path), "processes": 2})
     rows = run_sweep(jobs, note, tmp_path, workers=2)
     assert [entry["accuracy"] for entry in rows] == [0.1, 0.2, 0.1, 0.2]
     assert {entry["threads"] for entry in rows} == {1}
