@@ -55,7 +55,7 @@ def row(accuracy=0.5, after=None, **changes):
 
 
 def wait_for_company(path, processes, patience_s=120.0):
-    """Until so many processes have left a trace: on a busy machine the first may do all the work before another is up."""
+    """Until so many processes have left a trace: on a busy machine the first may do all before another is up."""
     limit_s = time.monotonic() + patience_s
     while len({line.split()[-1] for line in path.read_text().splitlines()}) < processes:
         assert time.monotonic() < limit_s, f"{processes} processes did not come together"
