@@ -74,16 +74,11 @@ def _print(found: Environment, test: SelfTest | None) -> None:
     )
     print_table(("package", "version"), [(name, version or "-") for name, version in found.packages.items()])
     if test is not None:
-        rows = (
-            ("inference logits, largest", test.infer_logits, test.logits_limit),
-            ("adaptation logits, largest", test.adapt_logits, test.logits_limit),
-            ("first update, relative L2", test.update, test.update_limit),
-        )
         print_table(
             (f"difference on {test.engine}", "found", "limit", ""),
             [
                 (name, f"{value:.2e}", f"{limit:.0e}", "ok" if value <= limit else "FAILED")
-                for name, value, limit in rows
+                for name, value, limit in test.rows
             ],
         )
     for line in found.advice:

@@ -49,6 +49,9 @@ class ScriptedEngine:
             logits, features, _ = toy.reference_infer(frames, theta, self._weights)
         return logits.astype(np.float32), features.astype(np.float32)
 
+    def settle(self, state):
+        return None
+
     def adapt(self, frames):
         self.begun.set()
         assert self.gate.wait(20)

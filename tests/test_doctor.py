@@ -73,9 +73,9 @@ def test_a_bundle_that_computes_something_else_here_fails(
 
 
 def test_every_limit_counts_and_nan_is_not_within_it() -> None:
-    good = SelfTest("engine", 0.0, 0.0, 0.0)
+    good = SelfTest("engine", 0.0, 0.0, 0.0, 0.0)
     assert good.passed
-    for name in ("infer_logits", "adapt_logits", "update"):
+    for name in ("infer_logits", "settled_logits", "adapt_logits", "update"):
         for value in (1.0, math.inf, math.nan):
             assert not replace(good, **{name: value}).passed, (name, value)
 
@@ -85,7 +85,7 @@ def test_limits_are_wider_in_half_precision_where_the_engine_computes_so(loaded_
     half = loaded_toy.manifest.replace(precision="float16", half_parity=ParityInfo("float16", 1, 3e-3, rows))
     assert doctor._limits(half, "tensorrt 10.3") == {"logits_limit": 4 * 3e-3, "update_limit": 4 * 0.05}
     assert doctor._limits(half, "onnxruntime-cpu 1.32") == doctor._limits(loaded_toy.manifest, "tensorrt 10.3") == {}
-    strayed = SelfTest("engine", 0.01, 0.01, 0.1)
+    strayed = SelfTest("engine", 0.01, None, 0.01, 0.1)
     assert not strayed.passed
     assert replace(strayed, logits_limit=0.012, update_limit=0.2).passed
 

@@ -30,6 +30,7 @@ from mgg_edge.runtime.adaptation.adapter_facts import AdapterFacts
 from mgg_edge.runtime.adaptation.adapter_inference import infer_all
 from mgg_edge.runtime.adaptation.adapter_learner import Learner
 from mgg_edge.runtime.adaptation.adapter_settings import AdapterSettings, Counters
+from mgg_edge.runtime.adaptation.adapter_settler import Settler
 from mgg_edge.runtime.adaptation.adapter_step import Stepper
 from mgg_edge.runtime.adaptation.adapter_watch import Watch
 from mgg_edge.runtime.adaptation.adapter_worker import Worker
@@ -120,6 +121,9 @@ class Adapter(AdapterFacts):
             journal=None if journal is None else journal.event,
         )
         self._worker = Worker[Work](self._learner.perform) if background and self._adapts else None
+        self._settler = Settler(engine, self._learner, self.settings.settle_frames, background=background)
+        if not self._adapts and self.settings.settle_frames:
+            self._settler.settle(self._learner.published)
         self._calling = threading.RLock()
         self._infer_times_ms: deque[float] = deque(maxlen=MAX_TIMES)
         self._process = os.getpid()
@@ -205,6 +209,7 @@ class Adapter(AdapterFacts):
                 self._infer_times_ms.append(elapsed_ms)
                 moment_s = None if times_s is None else times_s[number]
                 self._observe(image, published, logits[number], features[number], moment_s)
+                self._settler.observe(published)
             return predictions
 
     def state(self) -> AdaptState:
@@ -249,6 +254,7 @@ class Adapter(AdapterFacts):
         if self._worker is not None:
             self._worker.close()
         with self._calling:
+            self._settler.close()
             self._engine.close()
 
     def __enter__(self) -> Self:
@@ -265,7 +271,8 @@ class Adapter(AdapterFacts):
 
     def _infer(self, fitted: Frames) -> tuple[Published, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         published = self._learner.published
-        logits, features = infer_all(self._engine, fitted, published.state, self.manifest.infer_batch)
+        batch = self.manifest.infer_batch
+        logits, features = infer_all(self._engine, fitted, published.state, batch, published.settled)
         if np.isfinite(logits).all():
             return published, logits, features
         if not published.adapted:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mgg_edge.runtime.adaptation.buffer import Batch
 from mgg_edge.runtime.adaptation.schedule import Action
-from mgg_edge.runtime.engines.engine import Diagnostics
+from mgg_edge.runtime.engines.engine import Diagnostics, Inference
 from mgg_edge.state import AdaptState
 
 __all__ = ["Event", "Published", "Work"]
@@ -21,12 +21,16 @@ class Published:
         step: updates behind it.
         adapted: whether θ is not the source model's.
         version: swaps so far.
+        since: version from which inference has read the same numbers.
+        settled: inference with these numbers folded in, once they have stood still for a while; else None.
     """
 
     state: AdaptState
     step: int = 0
     adapted: bool = False
     version: int = 0
+    since: int = 0
+    settled: Inference | None = None
 
 
 @dataclass(frozen=True)

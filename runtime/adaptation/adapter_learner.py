@@ -5,7 +5,7 @@
     perform   the step: on the caller's thread (sync) or on a worker's (background)
 
 What inference uses is one immutable object, `Published`. A commit, a rollback, a restored snapshot, a loaded state:
-each is one swap of that reference. A step that finds another object published than it started from is void.
+each is one swap of that reference. A step that finds another version published than it started from is void.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mgg_edge.runtime.adaptation.guard import Breach, BreachCode
 from mgg_edge.runtime.adaptation.guard_ladder import Rung
 from mgg_edge.runtime.adaptation.schedule import Action
 from mgg_edge.runtime.adaptation.schedule_bank import Snapshot
-from mgg_edge.runtime.engines.engine import Engine
+from mgg_edge.runtime.engines.engine import Engine, Inference
 from mgg_edge.state import AdaptState
 
 __all__ = ["Learner"]
@@ -146,11 +146,17 @@ class Learner:
     def abandon(self, failed: Published) -> None:
         """Back to the source model at once, if `failed` is still what inference uses; never waits for a step."""
         with self.lock:
-            if self.published is not failed:
+            if self.published.version != failed.version:
                 return
             message = "the adapted model gave logits that are not finite; back to the source model"
             self._reject(Breach(BreachCode.NON_FINITE, message))
             self.load(self._source, 0)
+
+    def settle(self, since: int, settled: Inference) -> None:
+        """Infer by what was folded from the numbers published since then, unless others have been by now."""
+        with self.lock:
+            if self.published.since == since:
+                self.published = replace(self.published, settled=settled)
 
     def _sync_engine(self) -> None:
         """The engine follows what was published; only `commit` goes the other way."""
@@ -166,7 +172,7 @@ class Learner:
         verify = watch.ladder.verification_due or self._stepper.verifies_all
         attempt = self._stepper.attempt(before.state, batch, watch.window if verify else None)
         with self.lock:
-            if self.published is not before:
+            if self.published.version != before.version:
                 self._tell("void", batch, attempt)
                 return
             breach = attempt.breach or self._commit(before, attempt)
@@ -202,7 +208,7 @@ class Learner:
         fits = chosen is not None
         state = self._source if chosen is None else chosen.state
         with self.lock:
-            if self.published is not present:
+            if self.published.version != present.version:
                 return True
             self._publish(state, _steps(state, self.published.step))
             self.watch = replace(
@@ -257,8 +263,15 @@ class Learner:
             self._tell("rest")
 
     def _publish(self, state: AdaptState, step: int) -> None:
-        adapted = any(state[name].tobytes() != self._source[name].tobytes() for name in self._reads)
-        self.published = Published(state, step if adapted else 0, adapted, self.published.version + 1)
+        before, version = self.published, self.published.version + 1
+        adapted = not self._reads_alike(state, self._source)
+        kept = self._reads_alike(state, before.state)
+        since, settled = (before.since, before.settled) if kept else (version, None)
+        self.published = Published(state, step if adapted else 0, adapted, version, since, settled)
+
+    def _reads_alike(self, one: AdaptState, other: AdaptState) -> bool:
+        """Whether inference reads the same numbers of both states, bit for bit."""
+        return all(one[name].tobytes() == other[name].tobytes() for name in self._reads)
 
     def _reject(self, breach: Breach) -> None:
         with self.lock:

@@ -41,6 +41,8 @@ class AdapterSettings:
         snapshots: domains remembered by `burst`, besides the source.
         budget_ms: longest time of one step, or None. Steps that are expected to take longer are dropped and counted,
             but for every sixteenth, which finds out whether that still holds.
+        settle_frames: frames through which θ must stand still before inference has it folded in (`Engine.settle`);
+            0 never does. Folding costs about what it saves in as many.
 
     Raises:
         UsageError: a number out of its range.
@@ -57,6 +59,7 @@ class AdapterSettings:
     drift_window_frames: int = WINDOW_FRAMES
     snapshots: int = 3
     budget_ms: float | None = None
+    settle_frames: int = 32
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -64,6 +67,7 @@ class AdapterSettings:
             ("max_age_frames", 1),
             ("drift_window_frames", 1),
             ("snapshots", 0),
+            ("settle_frames", 0),
         ):
             if not (getattr(self, name) >= least):
                 raise UsageError(f"{name}: expected a number of at least {least}, found {getattr(self, name)}")

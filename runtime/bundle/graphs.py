@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mgg_edge.errors import BundleError
-from mgg_edge.runtime.bundle.wire import BYTES, VARINT, Field, Fields, encode_bytes, encode_integer
+from mgg_edge.runtime.bundle.wire import BYTES, VARINT, Field, Fields, encode_bytes, encode_field, encode_integer
 from mgg_edge.state import TensorSpec
 
-__all__ = ["GraphSummary", "declare_weights", "embed_weights", "read_graph"]
+__all__ = ["GraphSummary", "bind_inputs", "declare_weights", "embed_weights", "read_graph"]
 
 MAX_DEPTH = 24  # messages within messages: eight levels of subgraph
 MAX_RANK = 32
@@ -108,6 +108,38 @@ def embed_weights(graph: bytes, weights: Mapping[str, npt.NDArray[np.generic]], 
         graph,
         (_tensor_header(name, weights[name]) + encode_bytes(_TENSOR_RAW, weights[name].tobytes()) for name in names),
     )
+
+
+def bind_inputs(graph: bytes, values: Mapping[str, npt.NDArray[np.generic]], where: str) -> bytes:
+    """The graph with some of its inputs fixed.
+
+    They become initialisers and cease to be inputs: what is both could still be overridden, and no engine folds it into
+    what reads it.
+
+    Args:
+        graph: an encoded model that `read_graph` has accepted.
+        values: by name of the input.
+        where: the graph's name, for messages.
+    """
+    fields = Fields(where)
+    parts = []
+    for entry in fields.read(memoryview(graph)):
+        number, _, value = entry
+        if number == _MODEL_GRAPH and isinstance(value, memoryview):
+            kept = [part for part in fields.read(value) if _input_name(fields, part) not in values]
+            parts.append(encode_bytes(number, *map(encode_field, kept)))
+        else:
+            parts.append(encode_field(entry))
+    return embed_weights(b"".join(parts), values, values)
+
+
+def _input_name(fields: Fields, entry: Field) -> str | None:
+    """Name of the input that a field of a graph declares; None for other fields."""
+    number, _, value = entry
+    if number != _GRAPH_INPUT or not isinstance(value, memoryview):
+        return None
+    names = [name for key, _, name in fields.read(value) if key == _VALUE_NAME]
+    return str(names[0], "utf-8") if names and isinstance(names[0], memoryview) else None
 
 
 def _splice(graph: bytes, tensors: Iterable[bytes]) -> bytes:

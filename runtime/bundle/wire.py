@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from mgg_edge.errors import BundleError
 
-__all__ = ["Field", "Fields", "encode_bytes", "encode_integer"]
+__all__ = ["Field", "Fields", "encode_bytes", "encode_field", "encode_integer"]
 
 Field: TypeAlias = "tuple[int, int, int | memoryview]"
 VARINT, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5
@@ -90,6 +90,16 @@ def encode_bytes(number: int, *parts: bytes) -> bytes:
     """Field `number` holding the concatenation of `parts`: a string, raw bytes or an embedded message."""
     length = sum(map(len, parts))
     return b"".join((_varint(number << 3 | BYTES), _varint(length), *parts))
+
+
+def encode_field(entry: Field) -> bytes:
+    """A field as `Fields.read` gave it."""
+    number, wire_type, value = entry
+    if isinstance(value, int):
+        return encode_integer(number, value)
+    if wire_type == BYTES:
+        return encode_bytes(number, bytes(value))
+    return _varint(number << 3 | wire_type) + bytes(value)
 
 
 def _varint(value: int) -> bytes:

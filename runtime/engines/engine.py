@@ -19,12 +19,24 @@ from mgg_edge.errors import EngineError, MissingDependencyError, SinkError, Stat
 from mgg_edge.runtime.bundle.bundle import Bundle
 from mgg_edge.state import AdaptState, TensorSpec
 
-__all__ = ["ENGINES", "Diagnostics", "Engine", "Progress", "check_frames", "check_state", "has_gpu", "open_engine"]
+__all__ = [
+    "ENGINES",
+    "Diagnostics",
+    "Engine",
+    "Inference",
+    "Progress",
+    "check_frames",
+    "check_state",
+    "has_gpu",
+    "open_engine",
+]
 
 logger = logging.getLogger(__name__)
 
 ENGINES = ("auto", "cpu", "cuda", "tensorrt")
 Progress = Callable[[str, int, int], None]
+# Logits f32[b,C] and features f32[b,D] of frames u8[b,H,W,3], under one state.
+Inference = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
 
 
 class Diagnostics(NamedTuple):
@@ -60,6 +72,13 @@ class Engine(Protocol):
         self, frames: npt.NDArray[np.uint8], state: AdaptState | None = None
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Logits f32[b,C] and features f32[b,D] of frames u8[b,H,W,3] under `state`, or under the committed one."""
+
+    def settle(self, state: AdaptState) -> Inference | None:
+        """Inference under one state alone, faster than `infer`, or None where that would gain nothing.
+
+        Takes a while, may run on any thread beside all others, and holds memory as long as what it returns is kept.
+        The numbers are those of `infer` up to the rounding of float32.
+        """
 
     def adapt(self, frames: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], Diagnostics]:
         """One step on frames u8[B,H,W,3]: logits f32[B,C] before the update; commits nothing."""

@@ -91,6 +91,9 @@ class GpuEngine:
             outputs = self._infer.run(self._run_infer, frames)
             return outputs["logits"].copy(), outputs["features"].copy()
 
+    def settle(self, state: AdaptState) -> None:
+        """Nothing: no engine is built anew while a camera runs."""
+
     def adapt(self, frames: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], Diagnostics]:
         """One step on frames u8[B,H,W,3]; logits f32[B,C] are those before the update.
 

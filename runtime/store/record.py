@@ -3,11 +3,13 @@
 A record is JSON lines:
 
     {"mggrun": 1, "bundle": …, "engine": …, "settings": {…}, "facts": {…}, "state": …}       first: what ran
-    {"frame": 7, "time_s": 0.28, "sha": …, "version": 1, "refused": null, "logits": …}       one an inferred frame
+    {"frame": 7, "time_s": 0.28, "sha": …, "version": 1, "settled": false, "refused": null, "logits": …}
+                                                                                             one an inferred frame
     {"event": "commit", "version": 2, "frames": [3, 5, 6, 7], "candidate": …, "state": …}    one a decision about θ
     {"end": {"lines": 11, "state": …}, "sha256": …}                                          last: digest of the rest
 
-`version` counts the swaps of θ: a frame was inferred under the θ of its version. Frames stand in order of inference,
+`version` counts the swaps of θ: a frame was inferred under the θ of its version, `settled` where θ was folded into the
+weights by then, which rounds otherwise. Frames stand in order of inference,
 events in order of happening; with adaptation in the background the two interleave freely. Hashes are SHA-256, those of
 frames (at model size) and logits cut to 16 digits. The run time draws no random numbers; a source's seeds belong into
 `facts`.
@@ -111,6 +113,7 @@ class RunRecorder:
             "time_s": seen.time_s,
             "sha": short_hash(seen.frame),
             "version": published.version,
+            "settled": published.settled is not None,
             "refused": None if refusal is None else str(refusal),
             "logits": short_hash(seen.logits),
         }

@@ -32,6 +32,7 @@ class FrameLine:
     version: int
     refused: str | None
     logits: str
+    settled: bool = False  # records older than settled inference leave it out
 
 
 @dataclass(frozen=True)

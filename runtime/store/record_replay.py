@@ -16,7 +16,7 @@ import numpy.typing as npt
 from mgg_edge.errors import StateError
 from mgg_edge.runtime.adaptation.adapter_inference import infer_all
 from mgg_edge.runtime.bundle.bundle import Bundle
-from mgg_edge.runtime.engines.engine import Diagnostics, Engine
+from mgg_edge.runtime.engines.engine import Diagnostics, Engine, Inference
 from mgg_edge.runtime.preprocess import Picture, fit
 from mgg_edge.runtime.store.record import short_hash
 from mgg_edge.runtime.store.record_file import EventLine, FrameLine, Record
@@ -94,6 +94,7 @@ class Replay:
         self._pictures: dict[int, npt.NDArray[np.uint8]] = {}
         self._next_event = 0
         self._held_digest = ""
+        self._folded: tuple[list[bytes], Inference] | None = None
 
     def run(self, pictures: Iterable[Picture], progress: Progress = lambda _done, _total: None) -> ReplayReport:
         """Replay with the pictures of the source, of any size, in order."""
@@ -111,7 +112,8 @@ class Replay:
 
     def _frame(self, line: FrameLine, source: Iterator[Picture]) -> None:
         image = self._find(line, source)
-        logits, _ = infer_all(self.engine, image[None], self._state, self.bundle.manifest.infer_batch)
+        settled = self._settled() if line.settled else None
+        logits, _ = infer_all(self.engine, image[None], self._state, self.bundle.manifest.infer_batch, settled)
         if (found := short_hash(logits[0])) != line.logits:
             raise _Differs(
                 f"frame {line.frame}: same picture and same θ (version {line.version}), but logits {found} instead of "
@@ -120,6 +122,16 @@ class Replay:
         if line.frame in self._last_use:
             self._pictures[line.frame] = image
         self.report.frames += 1
+
+    def _settled(self) -> Inference:
+        """Inference with the present state folded in, as the recorded run had it; kept until the state is another."""
+        reads = [self._state[name].tobytes() for name in self.bundle.manifest.infer_state]
+        if self._folded is None or self._folded[0] != reads:
+            settled = self.engine.settle(self._state)
+            if settled is None:
+                raise _Differs(f"recorded with θ folded into inference, which is not done here: {self._engines()}")
+            self._folded = (reads, settled)
+        return self._folded[1]
 
     def _find(self, line: FrameLine, source: Iterator[Picture]) -> npt.NDArray[np.uint8]:
         first, skipped = "", 0
