@@ -22,6 +22,7 @@ from typing import Annotated
 import typer
 
 import mgg_edge
+from mgg_edge.cli.bench import bench
 from mgg_edge.cli.calibrate import calibrate
 from mgg_edge.cli.demo import demo
 from mgg_edge.cli.doctor import doctor
@@ -88,6 +89,7 @@ for _command, _examples in (
     (replay, "mgg-edge replay run.mggrun --bundle model.mgg --source video.mp4"),
     (inspect, "mgg-edge inspect model.mgg --json | jq .backbone"),
     (doctor, "mgg-edge doctor --bundle model.mgg"),
+    (bench, "mgg-edge bench --bundle model.mgg --threads 1"),
 ):
     app.command(epilog=f"Example: {_examples}")(_command)
 app.add_typer(state_app, name="state")

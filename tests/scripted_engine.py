@@ -49,7 +49,7 @@ class ScriptedEngine:
             logits, features, _ = toy.reference_infer(frames, theta, self._weights)
         return logits.astype(np.float32), features.astype(np.float32)
 
-    def settle(self, state):
+    def settle(self, state, *, features=True):
         return None
 
     def adapt(self, frames):

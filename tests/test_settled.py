@@ -74,6 +74,14 @@ class TestEngine:
             assert not np.allclose(inference(frames)[0], toy_engine.infer(frames, other_state(loaded_toy, 0.7))[0])
 
     @pytest.mark.usefixtures("folds")
+    def test_features_that_nobody_looks_at_are_left_out(self, toy_engine, loaded_toy: Bundle):
+        frames, state = toy.frames(1, seed=3), loaded_toy.initial_state
+        logits, features = toy_engine.settle(state, features=False)(frames)
+        np.testing.assert_allclose(logits, toy_engine.infer(frames, state)[0], atol=TOLERANCE)
+        assert features.shape == (1, 0)
+        assert toy_engine.settle(state)(frames)[1].shape == (1, toy.FEATURES)
+
+    @pytest.mark.usefixtures("folds")
     def test_frames_are_checked(self, toy_engine, loaded_toy: Bundle):
         with pytest.raises(UsageError, match=r"expected uint8\[1, 8, 8, 3\]"):
             toy_engine.settle(loaded_toy.initial_state)(np.zeros((2, 8, 8, 3), np.uint8))
@@ -153,7 +161,7 @@ class TestAdapter:
                 assert not settled(adapter)
 
     def test_a_refusal_is_told_once_and_inference_goes_on(self, toy_bundle: Path, monkeypatch, caplog):
-        def refuse(self, state):
+        def refuse(self, state, *, features):
             raise EngineError("no memory left")
 
         monkeypatch.setattr(onnxruntime_engine.OnnxRuntimeEngine, "settle", refuse)
@@ -166,10 +174,10 @@ class TestAdapter:
         began, go = threading.Event(), threading.Event()
         real = onnxruntime_engine.OnnxRuntimeEngine.settle
 
-        def slow(self, state):
+        def slow(self, state, *, features):
             began.set()
             assert go.wait(20)
-            return real(self, state)
+            return real(self, state, features=features)
 
         monkeypatch.setattr(onnxruntime_engine.OnnxRuntimeEngine, "settle", slow)
         with Adapter.open(toy_bundle, threads=1, settings=FOUR, background=True) as adapter:

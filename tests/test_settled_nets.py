@@ -11,11 +11,11 @@ import pytest
 
 pytest.importorskip("torch", reason="the export half needs the export extra")
 
-from mgg_edge.export import ExportRequest, compose, export_bundle  # noqa: E402
-from mgg_edge.learn.images import synthetic_frames  # noqa: E402
-from mgg_edge.runtime import Bundle, open_engine  # noqa: E402
-from mgg_edge.runtime.bundle.graphs import bind_inputs, embed_weights  # noqa: E402
-from mgg_edge.state import AdaptState  # noqa: E402
+from mgg_edge.export import ExportRequest, compose, export_bundle
+from mgg_edge.learn.images import synthetic_frames
+from mgg_edge.runtime import Bundle, open_engine
+from mgg_edge.runtime.bundle.graphs import bind_inputs, embed_weights
+from mgg_edge.state import AdaptState
 
 pytestmark = pytest.mark.torch
 MEMBER = "infer.onnxruntime.onnx"
@@ -33,8 +33,8 @@ def bundle(request, tmp_path_factory):
 def moved(bundle):
     """A state whose θ and statistics are other than the source's by a tenth."""
     rng = np.random.default_rng(0)
-    state = bundle.initial_state
-    factors = {name: rng.uniform(0.9, 1.1, state[name].shape).astype(np.float32) for name in bundle.manifest.infer_state}
+    state, read = bundle.initial_state, bundle.manifest.infer_state
+    factors = {name: rng.uniform(0.9, 1.1, state[name].shape).astype(np.float32) for name in read}
     return AdaptState({**state, **{name: state[name] * factor for name, factor in factors.items()}})
 
 

@@ -144,6 +144,15 @@ class StatisticsNorm(nn.Module):
         shift = -mean * scale if self.bias is None else self.bias - mean * scale
         return self.act(self.drop(x * scale.reshape(channels) + shift.reshape(channels)))
 
+    def as_batch_norm(self) -> nn.Module:
+        """The layer whole again, with these statistics, followed by what it was followed by."""
+        channels = len(self.running_mean)
+        norm = nn.BatchNorm2d(channels, self.epsilon, affine=self.weight is not None)
+        tensors = {"weight": self.weight, "bias": self.bias, "running_mean": self.running_mean}
+        tensors["running_var"] = self.running_var
+        norm.load_state_dict({name: tensor for name, tensor in tensors.items() if tensor is not None}, strict=False)
+        return nn.Sequential(norm, self.drop, self.act)
+
     def _move(self, x: Tensor, mean: Tensor, variance: Tensor, weight: float) -> tuple[Tensor, Tensor]:
         axes = [axis for axis in range(x.ndim) if axis != 1]
         batch_mean = x.mean(axes, keepdim=True)

@@ -121,7 +121,10 @@ class Adapter(AdapterFacts):
             journal=None if journal is None else journal.event,
         )
         self._worker = Worker[Work](self._learner.perform) if background and self._adapts else None
-        self._settler = Settler(engine, self._learner, self.settings.settle_frames, background=background)
+        looked_at = self._learner.watch.meter is not None or gate is not None or journal is not None
+        self._settler = Settler(
+            engine, self._learner, self.settings.settle_frames, features=looked_at, background=background
+        )
         if not self._adapts and self.settings.settle_frames:
             self._settler.settle(self._learner.published)
         self._calling = threading.RLock()

@@ -26,11 +26,13 @@ class Settler:
         engine: does the folding.
         learner: publishes it.
         frames: through which the numbers must stand still; 0 never folds.
+        features: whether anything looks at the features of an inferred frame.
         background: fold on a thread of its own instead of between two frames.
     """
 
-    def __init__(self, engine: Engine, learner: Learner, frames: int, *, background: bool) -> None:
-        self._engine, self._learner, self._frames, self._background = engine, learner, frames, background
+    def __init__(self, engine: Engine, learner: Learner, frames: int, *, features: bool, background: bool) -> None:
+        self._engine, self._learner, self._frames = engine, learner, frames
+        self._features, self._background = features, background
         self._since, self._stood, self._pays = -1, 0, frames > 0
         self._thread: threading.Thread | None = None
 
@@ -47,7 +49,7 @@ class Settler:
     def settle(self, published: Published) -> None:
         """Fold at once, whatever has stood still; raises nothing: without it inference is slower, and the same."""
         try:
-            settled = self._engine.settle(published.state)
+            settled = self._engine.settle(published.state, features=self._features)
         except MggEdgeError as error:
             self._pays = False
             _logger.warning("inference stays as it is: %s", error)

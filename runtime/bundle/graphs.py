@@ -15,7 +15,7 @@ graphs of their own, are refused whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -110,33 +110,37 @@ def embed_weights(graph: bytes, weights: Mapping[str, npt.NDArray[np.generic]], 
     )
 
 
-def bind_inputs(graph: bytes, values: Mapping[str, npt.NDArray[np.generic]], where: str) -> bytes:
-    """The graph with some of its inputs fixed.
+def bind_inputs(
+    graph: bytes, values: Mapping[str, npt.NDArray[np.generic]], where: str, *, without: Collection[str] = ()
+) -> bytes:
+    """The graph with some of its inputs fixed, and without some of its outputs.
 
-    They become initialisers and cease to be inputs: what is both could still be overridden, and no engine folds it into
-    what reads it.
+    Inputs become initialisers and cease to be inputs: what is both could still be overridden, and no engine folds it
+    into what reads it.
 
     Args:
         graph: an encoded model that `read_graph` has accepted.
         values: by name of the input.
         where: the graph's name, for messages.
+        without: names of outputs.
     """
     fields = Fields(where)
     parts = []
     for entry in fields.read(memoryview(graph)):
         number, _, value = entry
         if number == _MODEL_GRAPH and isinstance(value, memoryview):
-            kept = [part for part in fields.read(value) if _input_name(fields, part) not in values]
+            gone = {_GRAPH_INPUT: values, _GRAPH_OUTPUT: without}
+            kept = [part for part in fields.read(value) if _declared(fields, part) not in gone.get(part[0], ())]
             parts.append(encode_bytes(number, *map(encode_field, kept)))
         else:
             parts.append(encode_field(entry))
     return embed_weights(b"".join(parts), values, values)
 
 
-def _input_name(fields: Fields, entry: Field) -> str | None:
-    """Name of the input that a field of a graph declares; None for other fields."""
+def _declared(fields: Fields, entry: Field) -> str | None:
+    """Name of the input or output that a field of a graph declares; None for other fields."""
     number, _, value = entry
-    if number != _GRAPH_INPUT or not isinstance(value, memoryview):
+    if number not in (_GRAPH_INPUT, _GRAPH_OUTPUT) or not isinstance(value, memoryview):
         return None
     names = [name for key, _, name in fields.read(value) if key == _VALUE_NAME]
     return str(names[0], "utf-8") if names and isinstance(names[0], memoryview) else None

@@ -73,8 +73,10 @@ class Engine(Protocol):
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Logits f32[b,C] and features f32[b,D] of frames u8[b,H,W,3] under `state`, or under the committed one."""
 
-    def settle(self, state: AdaptState) -> Inference | None:
+    def settle(self, state: AdaptState, *, features: bool = True) -> Inference | None:
         """Inference under one state alone, faster than `infer`, or None where that would gain nothing.
+
+        Without features it is faster still, and gives an f32[b,0] in their place.
 
         Takes a while, may run on any thread beside all others, and holds memory as long as what it returns is kept.
         The numbers are those of `infer` up to the rounding of float32.

@@ -91,7 +91,7 @@ class GpuEngine:
             outputs = self._infer.run(self._run_infer, frames)
             return outputs["logits"].copy(), outputs["features"].copy()
 
-    def settle(self, state: AdaptState) -> None:
+    def settle(self, state: AdaptState, *, features: bool = True) -> None:
         """Nothing: no engine is built anew while a camera runs."""
 
     def adapt(self, frames: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], Diagnostics]:
