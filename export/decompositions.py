@@ -87,8 +87,8 @@ def _tanh_argument(x: Tensor) -> Tensor:
     return SQRT_2_OVER_PI * x * (1 + TANH_CUBIC * (x * x))
 
 
-# The gradient of a piecewise linear function is the gradient after it times a mask: choosing between it and 0 takes ONNX
-# Runtime three times as long.
+# The gradient of a piecewise linear function is the gradient after it times a mask: choosing between that and 0 takes
+# ONNX Runtime three times as long.
 
 
 def _threshold_backward(gradient: Tensor, x: Tensor, threshold: float) -> Tensor:

@@ -55,10 +55,10 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a function as the rule of ATen operators, named as `add.Tensor`."""
+    """Register a function as the rule of operators: ATen's named as `add.Tensor`, ours with their namespace."""
 
     def register(function: Rule) -> Rule:
-        RULES.update({f"aten.{name}": function for name in names})
+        RULES.update({name if name.startswith("mgg_edge.") else f"aten.{name}": function for name in names})
         return function
 
     return register

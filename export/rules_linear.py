@@ -105,3 +105,15 @@ def _layer_norm(
     variance = g.emit("ReduceMean", g.emit("Mul", centred, centred), axes=axes, keepdims=1)
     inverse = g.emit("Reciprocal", g.emit("Sqrt", g.emit("Add", variance, g.constant(epsilon, dtype))))
     return g.emit("LayerNormalization", *inputs, axis=axis, epsilon=epsilon), mean, inverse
+
+
+@rule("mgg_edge.scale_and_shift.default")
+def _scale_and_shift(g: GraphBuilder, out: Tensor, x: Value, scale: Value, shift: Value) -> str:
+    """ONNX Runtime's batch normalisation of mean 0 and variance 1; TensorRT wants constants there."""
+    count, dtype = scale.shape[0], numpy_dtype(out.dtype)
+    if g.lowering == "onnxruntime" and out.dtype == torch.float32:
+        mean, variance = (g.constant(np.full(count, number), dtype) for number in (0, 1))
+        return g.emit("BatchNormalization", x.name, scale.name, shift.name, mean, variance, epsilon=0.0)
+    channels = [1, count, *[1] * (len(x.shape) - 2)]
+    product = g.emit("Mul", x.name, reshape(g, scale.name, channels))
+    return g.emit("Add", product, reshape(g, shift.name, channels))

@@ -3,9 +3,10 @@
     view(view(x))                  → view(x), or x where the shape is x's
     permute(permute(x))            → permute(x)
     bmm(view(a), view(b))          → view(matmul(a, b)) of a f[…, M, K] and b f[…, K, N] with the same axes before
+    x · view(s) + view(t)          → scale_and_shift(x, s, t) of s and t f[C], numbers of a channel
 
 Engines see attention as two batched products over [B, heads, …] then, without reshapes between, which they fuse with
-the scale and the transposition of the keys.
+the scale and the transposition of the keys; and batch normalisation as one pass over its picture instead of two.
 """
 
 from __future__ import annotations
@@ -14,10 +15,24 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
-__all__ = ["simplify"]
+__all__ = ["SCALE_AND_SHIFT", "simplify"]
 
+
+@torch.library.custom_op("mgg_edge::scale_and_shift", mutates_args=())
+def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x · s + t for x f[B, C, …] and s, t f[C]."""
+    channels = [1, -1] + [1] * (x.ndim - 2)
+    return x * scale.reshape(channels) + shift.reshape(channels)
+
+
+@scale_and_shift.register_fake
+def _(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:  # noqa: ARG001 - the operator's own arguments
+    return torch.empty_like(x)
+
+
+SCALE_AND_SHIFT = torch.ops.mgg_edge.scale_and_shift.default
 aten = torch.ops.aten
 VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)  # noqa: SLF001 - an operator's name
 SAME = (aten.expand.default, aten.clone.default, aten.alias.default, aten.detach.default)
@@ -60,10 +75,33 @@ def _product(graph: fx.Graph, node: Any) -> fx.Node | None:
     return _insert(graph, node, aten.reshape.default, product, list(_shape(node)))
 
 
+def _affine(graph: fx.Graph, node: Any) -> fx.Node | None:
+    product, shift = node.args
+    if node.kwargs or not _is_of_channels(shift, node) or getattr(product, "target", None) is not aten.mul.Tensor:
+        return None
+    x, scale = product.args
+    if len(product.users) > 1 or not _is_of_channels(scale, node) or _shape(x) != _shape(node):
+        return None
+    channels = _shape(node)[1:2]
+    viewed = [_viewed(one) for one in (scale, shift)]
+    vectors = [
+        one if _shape(one) == channels else _insert(graph, node, aten.reshape.default, one, list(channels))
+        for one in viewed
+    ]
+    return _insert(graph, node, SCALE_AND_SHIFT, x, *vectors)
+
+
+def _is_of_channels(value: Any, like: fx.Node) -> bool:
+    """Whether a value has one number for each channel of a batch of maps f[B, C, …]."""
+    shape = _shape(like)
+    return isinstance(value, fx.Node) and len(shape) > 2 and _shape(value) == (1, shape[1], *[1] * (len(shape) - 2))
+
+
 _REWRITES: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     **dict.fromkeys(VIEWS, _view),
     aten.permute.default: _permute,
     aten.bmm.default: _product,
+    aten.add.Tensor: _affine,
 }
 
 

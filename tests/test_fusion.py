@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the export half needs the export extra")
@@ -91,6 +92,27 @@ def test_statistics_for_the_backward_are_dropped_where_nothing_reads_them():
 
     assert outputs(function) == [1]
     assert outputs(gradient) == [3]
+
+
+def test_scale_and_shift_of_channels_are_one_pass(tmp_path):
+    def function(x, scale, shift):
+        return F.relu(x * scale.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1))
+
+    inputs = values(2, 6, 4, 4), values(6, seed=1), values(6, seed=2)
+    model = lowered(function, *inputs)
+    assert Counter(node.op_type for node in model.graph.node) == {"BatchNormalization": 1, "Relu": 1, "Identity": 1}
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(session.run(None, {"x": inputs[0].numpy()})[0], function(*inputs).numpy())
+    # What is read elsewhere as well, and what is no number of a channel, stays as it is.
+    kept = lowered(lambda x, s, t: (x * s.reshape(1, -1, 1, 1)) * 2 + x * s.reshape(1, -1, 1, 1) + t.sum(), *inputs)
+    assert "BatchNormalization" not in [node.op_type for node in kept.graph.node]
+
+
+def test_a_gradient_through_activations_chooses_nothing():
+    def gradient(x, *weights):
+        return torch.func.grad(lambda y: (F.relu(y) + F.relu6(y) + F.hardswish(y) + F.hardsigmoid(y)).sum())(x)
+
+    assert "Where" not in [node.op_type for node in lowered(gradient, values(3, 40)).graph.node]
 
 
 @pytest.mark.parametrize(

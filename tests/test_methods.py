@@ -16,9 +16,15 @@ from vit import frames  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
-ON_TRANSFORMERS = tuple(name for name in METHODS if name != "bn")
+WITH_BATCH_NORM = ("bn", "alpha-bn")
+ON_TRANSFORMERS = tuple(name for name in METHODS if name not in WITH_BATCH_NORM)
 # Few views, so that the test is quick; on always, so that they are tested.
-TEXT = {"cotta": "cotta:views=2:confidence=1.0", "eata": "eata:redundancy=0.9", "rdumb": "rdumb:redundancy=0.9"}
+TEXT = {
+    "cotta": "cotta:views=2:confidence=1.0",
+    "memo": "memo:views=3:learning_rate=0.01",
+    "eata": "eata:redundancy=0.9",
+    "rdumb": "rdumb:redundancy=0.9",
+}
 LEARNS = ("tent", "eata", "rdumb", "sar", "deyo", "cotta", "roid", "sgd", "adam", "mgg", "t3a", "foa")
 
 
@@ -94,7 +100,7 @@ def test_learning_changes_later_answers(name):
     assert not torch.equal(chosen.predict(held_out, chosen.init()), chosen.predict(held_out, state))
 
 
-@pytest.mark.parametrize("name", [name for name in ON_TRANSFORMERS if name not in ("lame", "t3a", "roid")])
+@pytest.mark.parametrize("name", [name for name in ON_TRANSFORMERS if name not in ("lame", "t3a", "roid", "memo")])
 def test_the_first_answers_and_those_before_any_step_are_the_source_models(name):
     chosen, batch = (
         method(name) if name != "cotta" else build_method("cotta:confidence=0", backbone(), source()),
@@ -114,7 +120,9 @@ def test_bn_needs_batch_normalisation_and_says_so():
         build_method("bn", still, Source(statistics, frames(32)))
 
 
-@pytest.mark.parametrize("name", ["bn", *(name for name in ON_TRANSFORMERS if name not in ("foa", "t3a", "lame"))])
+@pytest.mark.parametrize(
+    "name", [*WITH_BATCH_NORM, *(name for name in ON_TRANSFORMERS if name not in ("foa", "t3a", "lame"))]
+)
 def test_networks_with_batch_normalisation(name):
     model = convolutional()
     knowledge = Source(measure_statistics(model, frames(32).split(32)), frames(32))
@@ -193,7 +201,7 @@ def test_options_are_read_by_their_types():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("tnet", "expected one of none, bn, tent"),
+        ("tnet", "expected one of none, bn, alpha-bn, tent"),
         ("tent:rate=1", "found 'rate=1'"),
         ("tent:momentum", "found 'momentum'"),
         ("none:seed=1", "has no options"),
@@ -211,6 +219,10 @@ def test_options_are_read_by_their_types():
         ("roid:temperature=0", "positive temperature"),
         ("lame:affinity=cosine", "expected an affinity of knn, rbf, linear"),
         ("t3a:supports=0", "at least 1 support"),
+        ("tent:optimiser=lion", "expected one of sgd, adam, found 'lion'"),
+        ("tent:optimiser=adam:nesterov=true", "expected the optimiser sgd, found adam"),
+        ("alpha-bn:alpha=0", r"share in \(0, 1\]"),
+        ("memo:views=0", "at least one view"),
         ("foa:decay=1.5", r"decay in \[0, 1\]"),
         ("mgg:least_batch=1", "least batch of 2"),
         ("adam:discrepancy_weight=nan", "weights of at least 0"),

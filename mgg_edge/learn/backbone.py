@@ -272,9 +272,14 @@ class Backbone:
         norms: Mapping[str, Tensor],
         constants: Mapping[str, Tensor],
         statistics: Tensor | None = None,
+        weight: float | None = None,
     ) -> BackboneOutput:
-        """As `forward`, under the statistics moved towards those of the frames, which are returned as well."""
-        return self._run(frames, norms, constants, statistics, weight=self._weight)
+        """As `forward`, under the statistics moved towards those of the frames, which are returned as well.
+
+        How far is `norm_statistics`, or `weight` in [0, 1] where that is given and statistics move at all.
+        """
+        moves = self._weight if weight is None or not self._weight else weight
+        return self._run(frames, norms, constants, statistics, weight=moves)
 
     def _run(
         self,

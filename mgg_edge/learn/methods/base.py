@@ -38,6 +38,8 @@ REFERENCE_BATCH = 64
 LAYER_NORM_RATE = 1e-3
 BATCH_NORM_RATE = 2.5e-4
 SMALL_BATCH = 32
+OPTIMISERS = ("sgd", "adam")
+SQUARE_DECAY, ADAM_EPSILON = 0.999, 1e-8
 
 
 class Method(Protocol):
@@ -79,17 +81,21 @@ class Source:
 
 @dataclass(frozen=True)
 class RateOptions:
-    """Learning rate of gradient descent with momentum.
+    """How θ follows its gradient, see `descend`.
 
     Attributes:
         learning_rate: α; None takes the paper's rule, see `paper_rate`.
         rate_factor: multiplies α.
-        momentum: μ in [0, 1).
+        momentum: μ in [0, 1); of Adam β₁.
+        nesterov: whether momentum is Nesterov's; Adam knows none.
+        optimiser: `sgd` or `adam`.
     """
 
     learning_rate: float | None = None
     rate_factor: float = 1.0
     momentum: float = 0.9
+    nesterov: bool = False
+    optimiser: str = OPTIMISERS[0]
 
     def __post_init__(self) -> None:
         rate = 1.0 if self.learning_rate is None else self.learning_rate
@@ -97,6 +103,10 @@ class RateOptions:
             raise UsageError(f"learning rate: expected positive numbers, found {rate} and factor {self.rate_factor}")
         if not 0.0 <= self.momentum < 1.0:
             raise UsageError(f"momentum: expected a number in [0, 1), found {self.momentum}")
+        if self.optimiser not in OPTIMISERS:
+            raise UsageError(f"optimiser: expected one of {', '.join(OPTIMISERS)}, found '{self.optimiser}'")
+        if self.nesterov and self.optimiser != OPTIMISERS[0]:
+            raise UsageError(f"nesterov: expected the optimiser {OPTIMISERS[0]}, found {self.optimiser}")
 
 
 class Output(NamedTuple):
@@ -132,9 +142,10 @@ class Classifier:
         """S₀ f[M], statistics of batch normalisation where they move."""
         return self.backbone.initial_state().get(NORM_STATISTICS)
 
-    def moving(self, frames: Tensor, theta: Tensor, statistics: Tensor | None) -> Output:
-        """Logits while the statistics move with the batch, as the backbone was told."""
-        output = self.backbone.forward_moving(frames, self.backbone.split(theta), self.constants, statistics)
+    def moving(self, frames: Tensor, theta: Tensor, statistics: Tensor | None, weight: float | None = None) -> Output:
+        """Logits while the statistics move with the batch: by `weight`, or as far as the backbone was told."""
+        norms = self.backbone.split(theta)
+        output = self.backbone.forward_moving(frames, norms, self.constants, statistics, weight)
         moved = output.moved.get(NORM_STATISTICS, statistics)
         return Output(output.logits, output.features, None if moved is None else moved.detach())
 
@@ -152,23 +163,45 @@ class Classifier:
 
 
 class Weights(NamedTuple):
-    """What moves: θ f[N], velocity f[N], and statistics f[M] of batch normalisation or None."""
+    """What moves.
+
+    Attributes:
+        theta: θ f[N].
+        momentum: b f[N], the velocity of gradient descent or Adam's first moment.
+        statistics: f[M] of batch normalisation, or None.
+        square: v f[N], Adam's second moment.
+        updates: made so far.
+    """
 
     theta: Tensor
     momentum: Tensor
     statistics: Tensor | None
+    square: Tensor
+    updates: int
 
     @classmethod
     def of(cls, classifier: Classifier) -> Weights:
         """The source model at rest."""
-        return cls(classifier.theta, torch.zeros_like(classifier.theta), classifier.statistics())
+        zeros = torch.zeros_like(classifier.theta)
+        return cls(classifier.theta, zeros, classifier.statistics(), zeros, 0)
 
 
-def descend(weights: Weights, gradient: Tensor, rate: float, momentum: float, *, nesterov: bool = False) -> Weights:
-    """b ← μb + g, θ ← θ − αb; with Nesterov's momentum θ ← θ − α(g + μb)."""
-    velocity = momentum * weights.momentum + gradient
-    direction = gradient + momentum * velocity if nesterov else velocity
-    return weights._replace(theta=weights.theta - rate * direction, momentum=velocity)
+def descend(weights: Weights, gradient: Tensor, rate: float, options: RateOptions) -> Weights:
+    """One update as `torch.optim` makes it.
+
+    sgd     b ← μb + g,  θ ← θ − αb;  with Nesterov's momentum θ ← θ − α(g + μb)
+    adam    b ← β₁b + (1−β₁)g,  v ← β₂v + (1−β₂)g²,  θ ← θ − α b̂/(√v̂ + ε),  b̂ = b/(1−β₁ᵗ),  v̂ = v/(1−β₂ᵗ)
+    """
+    updates, decay = weights.updates + 1, options.momentum
+    if options.optimiser == "adam":
+        mean = decay * weights.momentum + (1 - decay) * gradient
+        square = SQUARE_DECAY * weights.square + (1 - SQUARE_DECAY) * gradient.square()
+        scale = (square / (1 - SQUARE_DECAY**updates)).sqrt() + ADAM_EPSILON
+        theta = weights.theta - rate * mean / (1 - decay**updates) / scale
+        return weights._replace(theta=theta, momentum=mean, square=square, updates=updates)
+    velocity = decay * weights.momentum + gradient
+    direction = gradient + decay * velocity if options.nesterov else velocity
+    return weights._replace(theta=weights.theta - rate * direction, momentum=velocity, updates=updates)
 
 
 def paper_rate(classifier: Classifier, options: RateOptions, batch: int, *, alone: float = 1.0) -> float:

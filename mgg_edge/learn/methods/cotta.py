@@ -105,7 +105,7 @@ class Cotta:
 
         gradient, output = self._classifier.gradient(weights.theta, loss)
         rate = (self.options.learning_rate or DEFAULT_RATE) * self.options.rate_factor
-        moved = descend(weights, gradient, rate, self.options.momentum)._replace(statistics=output.statistics)
+        moved = descend(weights, gradient, rate, self.options)._replace(statistics=output.statistics)
         teacher = self.options.decay * state.teacher + (1 - self.options.decay) * moved.theta
         returning = torch.rand(moved.theta.shape, generator=generator) < self.options.restore
         theta = torch.where(returning, self._classifier.theta, moved.theta)

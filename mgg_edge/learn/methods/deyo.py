@@ -95,7 +95,7 @@ class Deyo:
         moved = weights._replace(statistics=output.statistics)
         if bool((weight > 0).any()):
             rate = paper_rate(self._classifier, self.options, len(frames), alone=ALONE_FACTOR)
-            moved = descend(moved, gradient * self._mask, rate, self.options.momentum)
+            moved = descend(moved, gradient * self._mask, rate, self.options)
         return output.logits.detach(), DeyoState(moved, state.step + 1)
 
     def predict(self, frames: Tensor, state: DeyoState) -> Tensor:

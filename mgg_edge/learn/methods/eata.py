@@ -118,7 +118,7 @@ class Eata:
         if not bool(used.any()):
             return logits, EataState(moved, state.mean, after)
         rate = paper_rate(self._classifier, self.options, len(frames))
-        moved = descend(moved, gradient, rate, self.options.momentum)
+        moved = descend(moved, gradient, rate, self.options)
         return logits, EataState(moved, self._mean(logits[used.bool()], state.mean), after)
 
     def predict(self, frames: Tensor, state: EataState) -> Tensor:

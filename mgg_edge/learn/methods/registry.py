@@ -19,11 +19,12 @@ from mgg_edge.learn.methods.cotta import Cotta, CottaOptions
 from mgg_edge.learn.methods.deyo import Deyo, DeyoOptions
 from mgg_edge.learn.methods.discrepancy import RuleOptions, build_rule_method
 from mgg_edge.learn.methods.eata import Eata, EataOptions, RDumb
+from mgg_edge.learn.methods.memo import Memo, MemoOptions
 from mgg_edge.learn.methods.outputs import T3A, Foa, FoaOptions, Lame, LameOptions, T3AOptions
 from mgg_edge.learn.methods.roid import Roid, RoidOptions
 from mgg_edge.learn.methods.sar import Sar, SarOptions
 from mgg_edge.learn.methods.tent import Tent
-from mgg_edge.learn.methods.unadapted import BatchStatistics, NoAdaptation
+from mgg_edge.learn.methods.unadapted import AlphaOptions, AlphaStatistics, BatchStatistics, NoAdaptation
 from mgg_edge.learn.rules.files import RULES
 
 __all__ = ["METHODS", "NEED_SOURCE", "MethodSpec", "build_method", "method_options", "parse_method"]
@@ -51,6 +52,7 @@ class RDumbOptions(EataOptions):
 _ENTRIES: dict[str, _Entry] = {
     "none": _Entry(NoOptions, lambda classifier, _options, _source: NoAdaptation(classifier)),
     "bn": _Entry(NoOptions, lambda classifier, _options, _source: BatchStatistics(classifier)),
+    "alpha-bn": _Entry(AlphaOptions, lambda classifier, options, _source: AlphaStatistics(classifier, options)),
     "tent": _Entry(RateOptions, lambda classifier, options, _source: Tent(classifier, options)),
     "eata": _Entry(EataOptions, Eata),
     "rdumb": _Entry(RDumbOptions, RDumb),
@@ -58,6 +60,7 @@ _ENTRIES: dict[str, _Entry] = {
     "deyo": _Entry(DeyoOptions, lambda classifier, options, _source: Deyo(classifier, options)),
     "cotta": _Entry(CottaOptions, Cotta),
     "roid": _Entry(RoidOptions, lambda classifier, options, _source: Roid(classifier, options)),
+    "memo": _Entry(MemoOptions, lambda classifier, options, _source: Memo(classifier, options)),
     "lame": _Entry(LameOptions, lambda classifier, options, _source: Lame(classifier, options)),
     "t3a": _Entry(T3AOptions, lambda classifier, options, _source: T3A(classifier, options)),
     "foa": _Entry(FoaOptions, Foa),

@@ -38,7 +38,7 @@ CLIP, EPSILON = 0.99, 1e-5
 
 @dataclass(frozen=True)
 class RoidOptions(RateOptions):
-    """Settings.
+    """Settings; the momentum is Nesterov's.
 
     Attributes:
         keep: share of θ kept at each averaging with θ₀.
@@ -49,6 +49,7 @@ class RoidOptions(RateOptions):
         seed: of the views.
     """
 
+    nesterov: bool = True
     keep: float = 0.99
     temperature: float = 1 / 3
     consistency: bool = True
@@ -108,7 +109,7 @@ class Roid:
         gradient, output = self._classifier.gradient(weights.theta, loss)
         logits = output.logits.detach()
         rate = (self.options.learning_rate or DEFAULT_RATE) * self.options.rate_factor
-        moved = descend(weights, gradient, rate, self.options.momentum, nesterov=self.options.momentum > 0)
+        moved = descend(weights, gradient, rate, self.options)
         theta = self.options.keep * moved.theta + (1 - self.options.keep) * self._classifier.theta
         mean = MEAN_DECAY * state.mean + (1 - MEAN_DECAY) * logits.softmax(1).mean(0)
         after = RoidState(moved._replace(theta=theta, statistics=output.statistics), mean, state.step + 1)

@@ -40,7 +40,7 @@ class Tent:
 
         gradient, output = self._classifier.gradient(state.theta, loss)
         rate = paper_rate(self._classifier, self.options, len(frames))
-        moved = descend(state, gradient, rate, self.options.momentum)
+        moved = descend(state, gradient, rate, self.options)
         return output.logits.detach(), moved._replace(statistics=output.statistics)
 
     def predict(self, frames: Tensor, state: Weights) -> Tensor:

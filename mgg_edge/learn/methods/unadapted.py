@@ -1,16 +1,17 @@
-"""Two baselines without any gradient: the source model, and batch normalisation under the batch's statistics."""
+"""Baselines without any gradient: the source model, and batch normalisation under the batch's own statistics."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mgg_edge.errors import UnsupportedError
+from mgg_edge.errors import UnsupportedError, UsageError
 from mgg_edge.learn.methods.base import Classifier
 
-__all__ = ["BatchStatistics", "NoAdaptation"]
+__all__ = ["AlphaOptions", "AlphaStatistics", "BatchStatistics", "NoAdaptation"]
 
 
 class Nothing(NamedTuple):
@@ -57,13 +58,7 @@ class BatchStatistics:
     name: ClassVar[str] = "bn"
 
     def __init__(self, classifier: Classifier) -> None:
-        backbone, statistics = classifier.backbone, classifier.statistics()
-        if statistics is None:
-            raise UnsupportedError(
-                f"bn: '{backbone.name}' has no batch normalisation whose statistics move (norm statistics: "
-                f"{backbone.norm_statistics}); leave the method out, or use a backbone with batch normalisation"
-            )
-        self._classifier, self._start = classifier, statistics
+        self._classifier, self._start = classifier, moving_statistics(classifier, self.name)
 
     def init(self) -> Statistics:
         """The source's statistics."""
@@ -78,3 +73,58 @@ class BatchStatistics:
     def predict(self, frames: Tensor, state: Statistics) -> Tensor:
         """Logits f[B, C] under the statistics reached."""
         return self._classifier.frozen(frames, self._classifier.theta, state.statistics)
+
+
+@dataclass(frozen=True)
+class AlphaOptions:
+    """Attributes: alpha: share of the batch's statistics, in (0, 1]."""
+
+    alpha: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.alpha <= 1.0:
+            raise UsageError(f"alpha-bn: expected a share in (0, 1], found {self.alpha}")
+
+
+class AlphaStatistics:
+    """Batch normalisation with (1−α)(μ_S, σ²_S) + α(μ_B, σ²_B): the prior is the source's for every batch anew.
+
+    α-BN of arXiv 2110.04065, equation 4; for batches of one the mixture of arXiv 2006.16971 with N = 1/α − 1.
+
+    Raises:
+        UnsupportedError: the backbone has no batch normalisation whose statistics move.
+    """
+
+    name: ClassVar[str] = "alpha-bn"
+
+    def __init__(self, classifier: Classifier, options: AlphaOptions) -> None:
+        self._classifier, self.options = classifier, options
+        self._source = moving_statistics(classifier, self.name)
+
+    def init(self) -> Nothing:
+        """The empty state: every batch stands alone."""
+        return Nothing()
+
+    def step(self, frames: Tensor, state: Nothing) -> tuple[Tensor, Nothing]:
+        """Logits f[B, C] under the mixture."""
+        return self.predict(frames, state), state
+
+    def predict(self, frames: Tensor, state: Nothing) -> Tensor:  # noqa: ARG002
+        """Logits f[B, C] under the mixture; they depend on the other frames."""
+        with torch.no_grad():
+            return self._classifier.moving(frames, self._classifier.theta, self._source, self.options.alpha).logits
+
+
+def moving_statistics(classifier: Classifier, method: str) -> Tensor:
+    """S₀ f[M] of a backbone whose statistics move.
+
+    Raises:
+        UnsupportedError: they do not.
+    """
+    backbone, statistics = classifier.backbone, classifier.statistics()
+    if statistics is None:
+        raise UnsupportedError(
+            f"{method}: '{backbone.name}' has no batch normalisation whose statistics move (norm statistics: "
+            f"{backbone.norm_statistics}); leave the method out, or use a backbone with batch normalisation"
+        )
+    return statistics
