@@ -33,6 +33,13 @@ class EngineName(StrEnum):
     ONNXRUNTIME = "onnxruntime"
 
 
+class ProtocolName(StrEnum):
+    """Whose settings the methods have."""
+
+    OWN = "own"
+    PUBLISHED = "published"
+
+
 class ExecutorName(StrEnum):
     """Where jobs run."""
 
@@ -51,7 +58,29 @@ def eval(  # noqa: A001 (what the command is called)
     methods: Annotated[
         str, typer.Option(help="Names with options, such as none,tent:rate_factor=0.1,mgg; see --list.")
     ] = "none,tent,mgg",
-    streams: Annotated[str, typer.Option(help="Streams, such as iid:fog,drift:fog+contrast; see --list.")] = "clean",
+    streams: Annotated[
+        str | None,
+        typer.Option(
+            help="Streams, such as iid:fog,drift:fog+contrast; see --list. [default: clean]", show_default=False
+        ),
+    ] = None,
+    imagenet_c: Annotated[
+        Path | None,
+        typer.Option(
+            help="ImageNet-C, or any tree KIND/SEVERITY/CLASS: one pass over each of its kinds.", show_default=False
+        ),
+    ] = None,
+    severity: Annotated[int, typer.Option(min=1, max=5, help="Of --imagenet-c.")] = 5,
+    imagenet_r: Annotated[Path | None, typer.Option(help="ImageNet-R: one pass.", show_default=False)] = None,
+    imagenet_a: Annotated[Path | None, typer.Option(help="ImageNet-A: one pass.", show_default=False)] = None,
+    imagenet_sketch: Annotated[Path | None, typer.Option(help="ImageNet-Sketch: one pass.", show_default=False)] = None,
+    protocol: Annotated[
+        ProtocolName,
+        typer.Option(
+            help="published: the options, batch and statistics that the methods' authors set, and nothing kept apart "
+            "(docs/METHODS.md); what is given beside it wins."
+        ),
+    ] = ProtocolName.OWN,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 1,
     backbone: Annotated[
         str | None,
@@ -75,13 +104,31 @@ def eval(  # noqa: A001 (what the command is called)
         bool, typer.Option(help="Where folders are some of the classes, answers are chosen among those alone.")
     ] = True,
     engine: Annotated[EngineName, typer.Option(help="onnxruntime runs a bundle's exported step.")] = EngineName.TORCH,
-    batch: Annotated[int, typer.Option(min=1, help="Frames of a batch.")] = 16,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Frames of a batch. [default: 16, published: 64]", show_default=False)
+    ] = None,
     frames: Annotated[int, typer.Option(min=1, help="Frames of a stream.")] = 2000,
-    held_out: Annotated[int, typer.Option(min=0, help="Frames kept apart for each domain; 0 for none.")] = 500,
-    source_images: Annotated[int, typer.Option(min=32, help="Clean images that methods may know.")] = 512,
+    held_out: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Frames kept apart for each domain; 0 for none. [default: 500, published: 0]",
+            show_default=False,
+        ),
+    ] = None,
+    source_images: Annotated[
+        int | None,
+        typer.Option(
+            min=32, help="Clean images that methods may know. [default: 512, published: 2000]", show_default=False
+        ),
+    ] = None,
     norm_statistics: Annotated[
-        str, typer.Option(help="Statistics of batch normalisation: source, batch or mix:ALPHA.")
-    ] = "mix:0.1",
+        str | None,
+        typer.Option(
+            help="Statistics of batch normalisation: source, batch or mix:ALPHA. [default: mix:0.1, published: batch]",
+            show_default=False,
+        ),
+    ] = None,
     jobs: Annotated[int, typer.Option(min=0, help="Jobs at a time; 0 for one a processor.")] = 0,
     executor: Annotated[ExecutorName, typer.Option(help="This machine's processes, or a Ray cluster.")] = (
         ExecutorName.PROCESSES
@@ -110,18 +157,29 @@ def eval(  # noqa: A001 (what the command is called)
     )
     from mgg_edge.learn.evaluation import run_sweep
     from mgg_edge.learn.evaluation.outcome import write_outcome
+    from mgg_edge.learn.methods import published as published_settings
 
     console = log_to_terminal()
     if bundle is None and backbone is None:
         raise UsageError("evaluation: expected --bundle or --backbone; --bundle default is the package's reader")
     packaged = None if bundle is None else str(packaged_path(str(bundle)))
+    benchmarks = {"c": imagenet_c, "r": imagenet_r, "a": imagenet_a, "sketch": imagenet_sketch}
+    shown, passes = _benchmark({name: path for name, path in benchmarks.items() if path is not None}, data, severity)
+    chosen = tuple((streams or ",".join(passes) or "clean").split(","))
+    published, whole = protocol is ProtocolName.PUBLISHED, bool(passes)
     request = EvaluationRequest(
-        str(data or packaged_path("characters")), backbone, weights, packaged,
-        _text(source_data), _text(mgg), engine.value, batch, frames, held_out, source_images, norm_statistics,
-        _text(labels), _text(classes_file), class_order.value, mask,
+        str(shown or packaged_path("characters")), backbone, weights, packaged, _text(source_data), _text(mgg),
+        engine.value,
+        batch=batch or (published_settings.BATCH if published else 16),
+        frames=frames,
+        held_out=held_out if held_out is not None else 0 if published or whole else 500,
+        source_images=source_images or (published_settings.SOURCE_IMAGES if published else 512),
+        norm_statistics=norm_statistics or (published_settings.NORM_STATISTICS if published else "mix:0.1"),
+        labels=_text(labels), classes_file=_text(classes_file), class_order=class_order.value, mask=mask,
+        protocol=protocol.value, own_source=not (published or whole),
     )  # fmt: skip
     with _interruptible() as stopping:
-        planned = plan_jobs(request, methods.split(","), streams.split(","), range(seeds))
+        planned = plan_jobs(request, methods.split(","), chosen, range(seeds))
         workers = jobs or len(os.sched_getaffinity(0))
         with Stages(console) as progress:
             rows = run_sweep(
@@ -131,9 +189,22 @@ def eval(  # noqa: A001 (what the command is called)
     if stopping.is_set() and len(rows) < len(planned):
         console.print(f"interrupted: {len(rows)} of {len(planned)} jobs are kept; the same command goes on")
         raise typer.Exit(INTERRUPTED)
-    facts, mapping = describe(request)
-    samples = draw_samples_of(request, streams.split(","))
+    facts, mapping = describe(request, chosen)
+    samples = draw_samples_of(request, chosen)
     _report(rows, write_outcome(out, rows, {**facts, "folder": str(out)}, samples, mapping), as_json=as_json)
+
+
+def _benchmark(named: dict[str, Path], data: Path | None, severity: int) -> tuple[Path | None, tuple[str, ...]]:
+    """The data and streams of a benchmark that is named in one word; of none the data as it is."""
+    from mgg_edge.export.evaluation import corruption_streams
+
+    if not named:
+        return data, ()
+    if len(named) > 1 or data is not None:
+        given = ", ".join(["--data"] * (data is not None) + [f"--imagenet-{name}" for name in named])
+        raise UsageError(f"evaluation: expected one of --data and the --imagenet options, found {given}")
+    ((name, path),) = named.items()
+    return path, corruption_streams(path, severity) if name == "c" else ("one-pass",)
 
 
 def _text(path: Path | None) -> str | None:
@@ -154,13 +225,17 @@ def _print_list() -> None:
 
 def _report(rows: list[Row], summaries: list[Summary], *, as_json: bool) -> None:
     from mgg_edge.cli.display import print_table
-    from mgg_edge.learn.evaluation import summary_table, verdicts
+    from mgg_edge.learn.evaluation import means, summary_table, verdicts
 
     if as_json:
         entries = [entry.to_dict() for entry in summaries]
-        sys.stdout.write(json.dumps({"summary": entries, "verdicts": verdicts(summaries), "jobs": len(rows)}) + "\n")
+        found = {"summary": entries, "means": means(summaries), "verdicts": verdicts(summaries), "jobs": len(rows)}
+        sys.stdout.write(json.dumps(found) + "\n")
     else:
         print_table(*summary_table(summaries))
+        if len(means(summaries)) < len(summaries):
+            rows_of_means = [(name, f"{100 * mean:.1f} %") for name, mean in means(summaries).items()]
+            print_table(("method", "online accuracy, mean of the streams"), rows_of_means)
         sys.stdout.writelines(f"{sentence}\n" for sentence in verdicts(summaries))
 
 

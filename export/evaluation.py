@@ -12,7 +12,7 @@ import importlib.metadata
 import importlib.resources
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,23 @@ from mgg_edge.learn.class_folders import ClassOrder, Naming
 from mgg_edge.learn.evaluation import Checks, Job, Row, evaluate, make_jobs
 from mgg_edge.learn.evaluation.samples import draw_samples
 from mgg_edge.learn.evaluation.scenery import Scenery, open_scenery
-from mgg_edge.learn.methods import NEED_SOURCE, Method, build_method, parse_method
+from mgg_edge.learn.methods import NEED_SOURCE, Classifier, Method, build_method, parse_method
 from mgg_edge.learn.methods.discrepancy import RuleMethod
+from mgg_edge.learn.methods.published import published_options
 from mgg_edge.learn.norm_statistics import DEFAULT_NORM_STATISTICS
 from mgg_edge.learn.statistics import SourceStatistics, measure_statistics
 from mgg_edge.learn.step import AdaptStep
 from mgg_edge.manifest import PreprocessInfo
 from mgg_edge.runtime.bundle.bundle import Bundle
 from mgg_edge.runtime.engines.engine import open_engine
-from mgg_edge.scenes.courses import parse_course
+from mgg_edge.scenes.corruptions import BENCHMARK_KINDS
+from mgg_edge.scenes.courses import FOLDER, parse_course
 
 __all__ = [
     "ENGINES",
+    "PROTOCOLS",
     "EvaluationRequest",
+    "corruption_streams",
     "describe",
     "draw_samples_of",
     "packaged_path",
@@ -49,9 +53,11 @@ __all__ = [
 ]
 
 ENGINES = ("torch", "onnxruntime")
+PROTOCOLS = ("own", "published")
 STATISTICS_BATCH = 64
 HASH_CHUNK_BYTES = 1 << 20
 PACKAGED_FILES = {"default": "default.mgg", "characters": "characters.safetensors"}
+OWN_SOURCE = "a part of the data, shown to no stream"
 VERSIONS = ("mgg-edge", "torch", "timm", "numpy")
 
 
@@ -76,6 +82,8 @@ class EvaluationRequest:
         classes_file: names that folders have instead of the labels.
         class_order: how folders become classes.
         mask: whether answers are chosen among the classes that have folders.
+        protocol: `own` takes the methods' options as they are here, `published` what their authors set.
+        own_source: whether a part of the data may stand for the source domain where no other is named.
     """
 
     data: str
@@ -94,12 +102,16 @@ class EvaluationRequest:
     classes_file: str | None = None
     class_order: str = ClassOrder.NAMES.value
     mask: bool = True
+    protocol: str = PROTOCOLS[0]
+    own_source: bool = True
 
     def __post_init__(self) -> None:
         if (self.backbone is None) == (self.bundle is None):
             raise UsageError("evaluation: expected either --backbone or --bundle")
         if self.engine not in ENGINES:
             raise UsageError(f"engine: expected one of {', '.join(ENGINES)}, found '{self.engine}'")
+        if self.protocol not in PROTOCOLS:
+            raise UsageError(f"protocol: expected one of {', '.join(PROTOCOLS)}, found '{self.protocol}'")
         if self.engine == "onnxruntime" and self.bundle is None:
             raise UsageError("engine: onnxruntime runs the exported step of a bundle; name one with --bundle")
         if not (1 <= self.batch <= self.frames and self.held_out >= 0 and self.source_images >= 1):
@@ -116,19 +128,48 @@ def plan_jobs(
         UnsupportedError: a method the model cannot do.
         MggEdgeError: a model or data that cannot be read.
     """
+    jobs: list[Job] = []
     for stream in streams:
         parse_course(stream)
-    settings = dataclasses.asdict(request)
-    named = (request.weights, request.bundle, request.mgg, request.data, request.source_data, request.labels,
+        shown = _of_stream(request, stream)
+        jobs += make_jobs(methods, [stream], seeds, _settings(request, shown))
+        for method in methods:
+            _method(shown, method, seed=0)
+            if method.partition(":")[0] in NEED_SOURCE:
+                _scenery(shown).source_frames(1)
+    return tuple(jobs)
+
+
+def corruption_streams(directory: Path, severity: int) -> tuple[str, ...]:
+    """Streams of a tree KIND/SEVERITY/CLASS/PICTURE, as ImageNet-C comes: one for each of its fifteen kinds there is.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = [kind for kind in BENCHMARK_KINDS if (directory / kind / str(severity)).is_dir()]
+    if not found:
+        raise UsageError(
+            f"{directory}: expected folders such as {BENCHMARK_KINDS[0]}/{severity} with one folder a class in them, "
+            "found none"
+        )
+    return tuple(f"{FOLDER}:{kind}/{severity}" for kind in found)
+
+
+def _of_stream(request: EvaluationRequest, stream: str) -> EvaluationRequest:
+    """The request for one stream: of `folder:NAME` the data lies in that folder."""
+    name, _, folder = stream.partition(":")
+    if name != FOLDER:
+        return request
+    return dataclasses.replace(request, data=str(Path(request.data) / folder), own_source=False)
+
+
+def _settings(request: EvaluationRequest, shown: EvaluationRequest) -> dict[str, Any]:
+    """What decides a result beside method, stream and seed: the request, and the contents of its files."""
+    named = (request.weights, request.bundle, request.mgg, shown.data, request.source_data, request.labels,
              request.classes_file)  # fmt: skip
     words = ("random", "pretrained", "package", "imagenet")
     digests = {name: _digest(Path(name)) for name in named if name is not None and name not in words}
-    jobs = make_jobs(methods, streams, seeds, {**settings, "digests": digests, "version": mgg_edge.__version__})
-    for method in methods:
-        _method(request, method, seed=0)
-        if method.partition(":")[0] in NEED_SOURCE:
-            _world(request).scenery.source_frames(1)
-    return jobs
+    return {**dataclasses.asdict(request), "digests": digests, "version": mgg_edge.__version__}
 
 
 def packaged_path(text: str) -> Path:
@@ -146,36 +187,43 @@ def packaged_path(text: str) -> Path:
     return path
 
 
-def describe(request: EvaluationRequest) -> tuple[dict[str, str], dict[str, str]]:
+def describe(request: EvaluationRequest, streams: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
     """What was run, by name, and which folder was taken for which class."""
-    world, scenery = _world(request), _world(request).scenery
+    model = _model(_without_data(request))
     facts = {
         "model": request.bundle or f"{request.backbone} ({request.weights})",
         "engine": request.engine,
         "data": request.data,
-        "source data": request.source_data or "a part of the data, shown to no stream",
+        "source data": request.source_data
+        or ("a part of the data, shown to no stream" if request.own_source else "none"),
         "batch": f"{request.batch} frames, {request.frames} a stream",
         "kept apart": f"at most {request.held_out} frames a domain, shown to no stream",
         "versions": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in VERSIONS),
     }
-    if world.bundle is not None:
-        facts["bundle id"] = world.bundle.id
+    if model.bundle is not None:
+        facts["bundle id"] = model.bundle.id
         facts["norm statistics"] = "as exported"
     else:
         facts["norm statistics"] = request.norm_statistics
-    if scenery.mapping:
-        total = len(scenery.pictures.classes)
-        facts["classes"] = f"{len(scenery.pictures.available)} of {total} have pictures"
-        if scenery.classes is not None:
-            facts["classes"] += "; answers are chosen among them alone (--no-mask to choose among all)"
+    if request.protocol != PROTOCOLS[0]:
+        facts["protocol"] = f"{request.protocol}: options as the methods' authors set them (docs/METHODS.md)"
+    mapping: dict[str, str] = {}
+    for shown in dict.fromkeys(_of_stream(request, stream) for stream in streams):
+        scenery = _scenery(shown)
+        mapping |= scenery.mapping
+        if scenery.mapping:
+            total = len(scenery.pictures.classes)
+            facts["classes"] = f"{len(scenery.pictures.available)} of {total} have pictures"
+            if scenery.classes is not None:
+                facts["classes"] += "; answers are chosen among them alone (--no-mask to choose among all)"
     if request.mgg:
         facts["mgg"] = request.mgg
-    return facts, dict(scenery.mapping)
+    return facts, mapping
 
 
 def draw_samples_of(request: EvaluationRequest, streams: Sequence[str]) -> bytes:
     """A PNG file of pictures of the streams."""
-    return draw_samples(_world(request).scenery, streams)
+    return draw_samples({stream: _scenery(_of_stream(request, stream)) for stream in streams})
 
 
 def run_job(job: Job) -> Row:
@@ -185,8 +233,9 @@ def run_job(job: Job) -> Row:
         MggEdgeError: what `plan_jobs` could not foresee.
     """
     fields = {field.name for field in dataclasses.fields(EvaluationRequest)}
-    request = EvaluationRequest(**{name: value for name, value in job.setting.items() if name in fields})
-    scenery = _world(request).scenery
+    named = EvaluationRequest(**{name: value for name, value in job.setting.items() if name in fields})
+    request = _of_stream(named, job.stream)
+    scenery = _scenery(request)
     stream = scenery.stream(job.stream, batch=request.batch, frames=request.frames, seed=job.seed)
     checks = Checks()
     if count := request.held_out:
@@ -195,96 +244,103 @@ def run_job(job: Job) -> Row:
 
 
 @dataclass(frozen=True)
-class _World:
+class _Model:
     """Attributes: backbone, None where the engine needs no PyTorch model; step and bundle, if it comes from one."""
 
+    info: PreprocessInfo
+    labels: tuple[str, ...]
     backbone: Backbone | None
-    scenery: Scenery
     step: AdaptStep | None
     bundle: Bundle | None
 
 
+def _without_data(request: EvaluationRequest) -> EvaluationRequest:
+    """One key for the model, whichever pictures it is shown."""
+    return dataclasses.replace(request, data="", source_data=None)
+
+
 @cache
-def _world(request: EvaluationRequest) -> _World:
+def _model(request: EvaluationRequest) -> _Model:
     if request.bundle is None:
         labels = None if request.labels is None else Path(request.labels)
-        model = ExportRequest(
+        asked = ExportRequest(
             str(request.backbone), request.weights, labels=labels, norm_statistics=request.norm_statistics
         )
-        backbone = compose_backbone(model)
-        scenery = _scenery(request, backbone.preprocess, class_labels(model, backbone))
-        return _World(backbone, scenery, None, None)
+        backbone = compose_backbone(asked)
+        return _Model(backbone.preprocess, class_labels(asked, backbone), backbone, None, None)
     bundle = Bundle.load(request.bundle)
-    scenery = _scenery(request, bundle.manifest.preprocess, bundle.manifest.labels)
-    if request.engine == "onnxruntime":
-        return _World(None, scenery, None, bundle)
-    step = restore_step(bundle)
-    return _World(step.backbone, scenery, step, bundle)
+    step = None if request.engine == "onnxruntime" else restore_step(bundle)
+    restored = None if step is None else step.backbone
+    return _Model(bundle.manifest.preprocess, bundle.manifest.labels, restored, step, bundle)
 
 
-def _scenery(request: EvaluationRequest, info: PreprocessInfo, labels: tuple[str, ...]) -> Scenery:
+@lru_cache(maxsize=4)
+def _scenery(request: EvaluationRequest) -> Scenery:
+    model = _model(_without_data(request))
     source_data = None if request.source_data is None else Path(request.source_data)
     classes_file = None if request.classes_file is None else Path(request.classes_file)
-    naming = Naming(labels, classes_file, ClassOrder(request.class_order))
+    naming = Naming(model.labels, classes_file, ClassOrder(request.class_order))
     return open_scenery(
-        Path(request.data), source_data, info, naming, keep_apart=request.held_out > 0, mask=request.mask
-    )
+        Path(request.data), source_data, model.info, naming, keep_apart=request.held_out > 0, mask=request.mask,
+        is_source=request.own_source,
+    )  # fmt: skip
 
 
 class _Source:
     """Knowledge of the source domain, measured when a method asks for it.
 
-    Attributes:
-        world: model and data.
-        images: how many clean pictures.
+    Args:
+        request: names the model and the data.
     """
 
-    def __init__(self, world: _World, images: int) -> None:
-        self._world, self._images = world, images
+    def __init__(self, request: EvaluationRequest) -> None:
+        self._request, self._model = request, _model(_without_data(request))
 
     @cached_property
     def frames(self) -> Tensor:
         """Clean images u8[M, H, W, 3]."""
-        return self._world.scenery.source_frames(self._images)
+        return _scenery(self._request).source_frames(self._request.source_images)
 
     @cached_property
     def statistics(self) -> SourceStatistics:
         """Of the features; a bundle brings its own."""
-        if self._world.step is not None:
-            return self._world.step.statistics
-        if self._world.backbone is None:
+        if self._model.step is not None:
+            return self._model.step.statistics
+        if self._model.backbone is None:
             raise UsageError("evaluation: a bundle run by the engine has no model in PyTorch")
-        return measure_statistics(self._world.backbone, self.frames.split(STATISTICS_BATCH))
+        return measure_statistics(self._model.backbone, self.frames.split(STATISTICS_BATCH))
 
 
-@cache
+@lru_cache(maxsize=4)
 def _source(request: EvaluationRequest) -> _Source:
-    return _Source(_world(request), request.source_images)
+    return _Source(request)
 
 
 def _method(request: EvaluationRequest, text: str, seed: int) -> Method:
-    world = _world(request)
-    if world.bundle is not None and request.engine == "onnxruntime":
-        rule = world.bundle.manifest.rule.name
+    model, name = _model(_without_data(request)), text.partition(":")[0]
+    if model.bundle is not None and request.engine == "onnxruntime":
+        rule = model.bundle.manifest.rule.name
         if text not in ("none", rule):
             raise UsageError(f"engine: onnxruntime runs none and the bundle's own rule, {rule}; found '{text}'")
         adapt = text == rule
-        if adapt and world.bundle.manifest.adapt_batch % request.batch:
+        if adapt and model.bundle.manifest.adapt_batch % request.batch:
             raise UsageError(
-                f"batch: expected {world.bundle.manifest.adapt_batch} frames, the size the step was exported for, or a "
+                f"batch: expected {model.bundle.manifest.adapt_batch} frames, the size the step was exported for, or a "
                 f"part of it, found {request.batch}"
             )
-        return EngineMethod(world.bundle, open_engine(world.bundle, "cpu", threads=1, with_adapt=adapt), adapt=adapt)
+        return EngineMethod(model.bundle, open_engine(model.bundle, "cpu", threads=1, with_adapt=adapt), adapt=adapt)
     defaults: dict[str, Any] = {"seed": seed}
-    if world.bundle is not None and world.step is not None:
-        if text == world.step.rule.name:
-            return RuleMethod(world.step, world.bundle.manifest.adapt_batch)
-        defaults["least_batch"] = world.bundle.manifest.adapt_batch
-    if text.partition(":")[0] == "mgg" and request.mgg is not None:
+    if model.bundle is not None and model.step is not None:
+        if text == model.step.rule.name:
+            return RuleMethod(model.step, model.bundle.manifest.adapt_batch)
+        defaults["least_batch"] = model.bundle.manifest.adapt_batch
+    if name == "mgg" and request.mgg is not None:
         defaults["weights"] = request.mgg
-    if world.backbone is None:
+    if model.backbone is None:
         raise UsageError("evaluation: a bundle run by the engine has no model in PyTorch")
-    return build_method(parse_method(text, **defaults), world.backbone, _source(request))
+    if request.protocol == "published":
+        defaults |= published_options(name, layer_norm=Classifier(model.backbone).has_layer_norm)
+    return build_method(parse_method(text, **defaults), model.backbone, _source(request))
 
 
 def _digest(path: Path) -> str:

@@ -12,6 +12,7 @@
     drift[:KINDS]                  each weather comes and goes, severities 1 2 3 4 5 5 4 3 2 1, clear between and around
     recurring[:KINDS]              each weather at severity 5, one after the other, over and over
     one-pass[:KINDS]               every picture of a folder once, whatever number of frames is asked for
+    folder:NAME                    every picture of that folder within the data's, which has folders of classes, once
 
 KINDS is KIND[@SEVERITY] or several joined by `+`, KIND a key of `corruptions.KINDS`; severity 5 where none is said.
 """
@@ -29,9 +30,9 @@ from mgg_edge.errors import UsageError
 from mgg_edge.scenes.corruptions import BENCHMARK_KINDS, KINDS, SEVERITIES, corrupt
 from mgg_edge.scenes.label_orders import AtRandom, Correlated, InRuns, LabelOrder, Shifting
 
-__all__ = ["CLEAN", "STREAM_NAMES", "Course", "Weather", "parse_course", "parse_weather"]
+__all__ = ["CLEAN", "FOLDER", "STREAM_NAMES", "Course", "Weather", "parse_course", "parse_weather"]
 
-CLEAN, MIXED = "clean", "mixed"
+CLEAN, MIXED, FOLDER = "clean", "mixed", "folder"
 DRIFT_KINDS = ("fog", "gaussian_noise", "defocus_blur", "night")
 RECURRING_KINDS = ("gaussian_noise", "fog", "defocus_blur", "contrast")
 RECURRING_ROUNDS = 3
@@ -44,15 +45,17 @@ class Weather:
 
     Attributes:
         choices: kinds with their severities, of which each picture meets one; none for clear weather.
+        label: what pictures are called that come as they are, or empty.
     """
 
     choices: tuple[tuple[str, int], ...] = ()
+    label: str = ""
 
     @property
     def name(self) -> str:
         """`clean`, a kind with its severity such as `fog@5`, or `mixed:` and several."""
         if not self.choices:
-            return CLEAN
+            return self.label or CLEAN
         names = "+".join(f"{kind}@{severity}" for kind, severity in self.choices)
         return names if len(self.choices) == 1 else f"{MIXED}:{names}"
 
@@ -190,6 +193,7 @@ _COURSES = {
     "sorted": _Entry("[:KINDS]", 0, 1, lambda parts: replace(_iid(parts), order=InRuns())),
     "drift": _Entry("[:KINDS]", 0, 1, _drift),
     "recurring": _Entry("[:KINDS]", 0, 1, lambda parts: Course(RECURRING_ROUNDS * _kinds(parts, RECURRING_KINDS))),
+    FOLDER: _Entry(":NAME", 1, 1, lambda parts: Course((Weather(label=parts[0]),), once=True)),
     "one-pass": _Entry("[:KINDS]", 0, 1, lambda parts: replace(_iid(parts), once=True)),
 }
 STREAM_NAMES = tuple(f"{name}{entry.form}" for name, entry in _COURSES.items())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -17,16 +17,24 @@ MAX_WEATHERS = 16
 SEED = 900_005
 
 
-def draw_samples(scenery: Scenery, streams: Sequence[str]) -> bytes:
-    """A PNG file with one row of pictures for each weather of the streams, the first `MAX_WEATHERS` of them."""
-    weathers = {weather.name: weather for stream in streams for weather in parse_course(stream).weathers}
-    rng = np.random.default_rng(SEED)
-    labels = rng.choice(scenery.pictures.available, PICTURES)
-    clean = scenery.pictures.draw(labels, rng)
+def draw_samples(sceneries: Mapping[str, Scenery]) -> bytes:
+    """A PNG file with one row of pictures for each weather of the streams, the first `MAX_WEATHERS` of them.
+
+    Args:
+        sceneries: what each stream, by its name, draws from.
+    """
+    weathers = {
+        weather.name: (weather, scenery)
+        for stream, scenery in sceneries.items()
+        for weather in parse_course(stream).weathers
+    }
     shown = list(weathers.items())[:MAX_WEATHERS]
     figure = figure_of(1.6 + 0.9 * PICTURES, 0.4 + 0.95 * len(shown))
     grid = figure.subplots(len(shown), PICTURES, squeeze=False)
-    for row, (name, weather) in zip(grid, shown, strict=True):
+    for row, (name, (weather, scenery)) in zip(grid, shown, strict=True):
+        rng = np.random.default_rng(SEED)  # the same pictures in every weather
+        labels = rng.choice(scenery.pictures.available, PICTURES)
+        clean = scenery.pictures.draw(labels, rng)
         for column, (axes, picture) in enumerate(zip(row, weather(clean, np.random.default_rng(SEED)), strict=True)):
             axes.imshow(picture, interpolation="nearest")
             axes.set_xticks([])

@@ -99,6 +99,7 @@ def open_scenery(
     *,
     keep_apart: bool = True,
     mask: bool = True,
+    is_source: bool = True,
 ) -> Scenery:
     """Open the data of an evaluation.
 
@@ -110,6 +111,7 @@ def open_scenery(
         naming: what the model's classes are called.
         keep_apart: whether pictures are kept out of the streams.
         mask: whether answers are chosen among the classes there are folders of alone.
+        is_source: whether pictures of a directory may stand for the source domain, where no others are named.
 
     Raises:
         UsageError: data that is not there or does not fit the model.
@@ -121,12 +123,18 @@ def open_scenery(
         return Scenery(pictures, pictures if keep_apart else None, elsewhere or _open_source(data, info, naming))
     found = open_class_folders(data, naming)
     shares = {"stream": STREAM_SHARE, **({"apart": APART_SHARE} if keep_apart else {})}
+    if elsewhere is None and not is_source:
+        elsewhere = _refuse_source
     if elsewhere is None:
         shares["source"] = SOURCE_SHARE
     parts = dict(zip(shares, split_folders(found, list(shares.values()), info), strict=True))
     classes = np.array(list(found.paths)) if mask and found.absent else None
     source = elsewhere or (lambda count: _take(parts["source"], count, SOURCE_SEED).frames)
     return Scenery(parts["stream"], parts.get("apart"), source, classes, found.facts)
+
+
+def _refuse_source(_count: int) -> NDArray[np.uint8]:
+    raise UsageError("source data: a method wants clean pictures, which these are not; name some with --source-data")
 
 
 def _open_source(path: Path, info: PreprocessInfo, naming: Naming) -> Callable[[int], NDArray[np.uint8]]:

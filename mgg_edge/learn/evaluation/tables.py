@@ -13,7 +13,7 @@ import numpy as np
 from mgg_edge.learn.evaluation.jobs import Row
 from mgg_edge.learn.evaluation.trial import ALL, CHECKPOINTS
 
-__all__ = ["COLUMNS", "Column", "Summary", "rows_as_csv", "summarise", "summary_table", "verdicts"]
+__all__ = ["COLUMNS", "Column", "Summary", "means", "rows_as_csv", "summarise", "summary_table", "verdicts"]
 
 ABSENT = "-"
 
@@ -102,6 +102,14 @@ def summary_table(summaries: Sequence[Summary]) -> tuple[list[str], list[list[st
     identities = [[entry.stream, entry.method, str(entry.seeds)] for entry in summaries]
     cells = [[_cell(entry, column) for column in shown] for entry in summaries]
     return header, [identity + part for identity, part in zip(identities, cells, strict=True)]
+
+
+def means(summaries: Sequence[Summary]) -> dict[str, float]:
+    """Online accuracy of each method, mean over its streams: ImageNet-C's figure, where each stream is a kind."""
+    found: dict[str, list[float]] = {}
+    for entry in summaries:
+        found.setdefault(entry.method, []).append(entry.mean["accuracy"] or 0.0)
+    return {method: float(np.mean(values)) for method, values in found.items()}
 
 
 def verdicts(summaries: Sequence[Summary]) -> list[str]:
