@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,11 +35,14 @@ _logger = logging.getLogger(__name__)
 def open_named(
     specs: Sequence[str], options: LiveOptions, stack: contextlib.ExitStack, *, strict: bool = False
 ) -> dict[str, FrameSource]:
-    """Open sources by what the user wrote, under different names; closed with the stack.
+    """Open sources by what the user wrote, under different names, side by side; closed with the stack.
+
+    Of several, a camera or stream that is not there holds up none of the others: it is tried again while they run,
+    unless `strict` wants all of them.
 
     Raises:
         UsageError: two of one given name, or a source that does not exist.
-        SourceError: one that cannot be read.
+        SourceError: one that cannot be read, or none of several cameras is there.
     """
     named: dict[str, str] = {}
     for index, spec in enumerate(specs):
@@ -47,7 +51,19 @@ def open_named(
         if name in named:
             raise UsageError(f"source: expected different names, found '{name}' twice")
         named[name] = text
-    return {name: stack.enter_context(open_source(text, options, strict=strict)) for name, text in named.items()}
+    patient = replace(options, must_connect=strict or len(named) == 1)
+    with ThreadPoolExecutor(len(named)) as opening:
+        futures = {name: opening.submit(open_source, text, patient, strict=strict) for name, text in named.items()}
+        for future in futures.values():
+            if future.exception() is None:
+                stack.callback(future.result().close)
+    opened = {name: future.result() for name, future in futures.items()}
+    absent = {name: failure for name, source in opened.items() if (failure := getattr(source, "failure", None))}
+    if absent and len(absent) == len(opened):
+        raise next(iter(absent.values()))
+    for name, failure in absent.items():
+        _logger.warning("camera %s is not there yet: %s; the others run, it is tried again", name, failure)
+    return opened
 
 
 @dataclass(frozen=True)

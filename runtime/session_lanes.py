@@ -1,11 +1,13 @@
 """Several cameras at once: one set of weights, and for each camera a state, a reader and a thread of its own.
 
 Each camera has its own θ and the infer graph takes one θ for a batch, so frames of different cameras are not batched.
-What ends one camera leaves the others running; only a reader of the output that goes away ends all of them.
+What ends one camera is said at once and leaves the others running; only a reader of the output that goes away ends all
+of them. Cameras that have never been there are waited for as long as another one runs.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from mgg_edge.runtime.session_summary import Percentiles, Summary
 __all__ = ["Lane", "run_lanes"]
 
 POLL_S = 0.2
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class Lane:
     sinks: Sequence[Sink] = ()
     progress: Progress | None = None
     heartbeat: Callable[[], None] = lambda: None
+
+    @property
+    def was_never_there(self) -> bool:
+        """Whether it is a camera whose first connection has not come about yet."""
+        return getattr(self.reader.source, "failure", None) is not None
 
 
 def run_lanes(
@@ -82,22 +90,30 @@ def _run_threads(
         try:
             summary = _run(lane, lambda: enough.is_set() or stop(), limit)
             results[lane.name] = summary
+            if summary.failure is not None:
+                _logger.error(
+                    "camera %s ended after %d frames: %s", lane.name, summary.frames_inferred, summary.failure
+                )
             if summary.ending == "reader-gone":
                 enough.set()
         except BaseException as error:  # noqa: BLE001 - raised again by the caller
             unforeseen.append(error)
             enough.set()
 
-    threads = [threading.Thread(target=work, args=(lane,), name=f"camera {lane.name}") for lane in lanes]
-    for thread in threads:
+    threads = {lane.name: threading.Thread(target=work, args=(lane,), name=f"camera {lane.name}") for lane in lanes}
+    for thread in threads.values():
         thread.start()
     try:
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(POLL_S)  # in pieces: the main thread must see signals
+        while running := [lane for lane in lanes if threads[lane.name].is_alive()]:
+            if len(running) < len(lanes) and all(lane.was_never_there for lane in running) and not enough.is_set():
+                _logger.warning(
+                    "never there: %s; the run ends with the others", ", ".join(lane.name for lane in running)
+                )
+                enough.set()
+            threads[running[0].name].join(POLL_S)  # in pieces: the main thread must see signals
     finally:
         enough.set()
-        for thread in threads:
+        for thread in threads.values():
             thread.join()
     if unforeseen:
         raise unforeseen[0]

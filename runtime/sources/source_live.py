@@ -3,8 +3,9 @@
     connected ── nothing for `stall_timeout_s` ──▶ process killed ──▶ wait (back-off with jitter) ──▶ new process
         └─────── error, end, crash ──────────────────────────────────▶ wait ...
 
-The first connection must succeed, so that a wrong address is told at once. Later ones are tried for ever, or as often
-as `max_reconnects` allows without one picture between. The picture size may differ after a reconnection.
+The first connection must succeed, so that a wrong address is told at once, unless there are other cameras that should
+not wait for this one (`must_connect`). Later ones are tried for ever, or as often as `max_reconnects` allows without
+one picture between. The picture size may differ after a reconnection.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from mgg_edge.runtime.sources.source_backoff import Backoff
 __all__ = ["LiveOptions", "LiveSource", "LiveStats"]
 
 MAX_LIVE_TIMEOUT_S = 3600.0
+# Of a camera that has not been there yet.
+UNKNOWN_WIDTH, UNKNOWN_HEIGHT, UNKNOWN_RATE = 1280, 720, Fraction(30)
 MIN_LIFETIME_S = 0.5  # of a connection; one that breaks at once is not remade in a busy loop
 _logger = logging.getLogger(__name__)
 
@@ -38,12 +41,14 @@ class LiveOptions:
         stall_timeout_s: without a picture, before the decoding process is killed.
         max_reconnects: attempts in a row without one picture; None tries for ever.
         backoff: waiting times between attempts.
+        must_connect: whether the first connection must succeed; otherwise it is tried as all later ones are.
     """
 
     open_timeout_s: float = 15.0
     stall_timeout_s: float = 5.0
     max_reconnects: int | None = None
     backoff: Backoff = field(default_factory=Backoff)
+    must_connect: bool = True
 
     def __post_init__(self) -> None:
         for name in ("open_timeout_s", "stall_timeout_s"):
@@ -74,7 +79,7 @@ class LiveStats:
 
 
 class LiveSource(ClosingSource):
-    """Pictures of a camera or stream; opens at once and waits for the first picture.
+    """Pictures of a camera or stream; opens at once and waits for the first picture, for `open_timeout_s` at most.
 
     Args:
         request: what the decoding process is to open (see `decoder_read`).
@@ -83,9 +88,10 @@ class LiveSource(ClosingSource):
 
     Attributes:
         stats: connections so far; may be read by any thread.
+        failure: why the first connection has not come about yet, or None.
 
     Raises:
-        SourceError: it cannot be opened, or gives nothing in time.
+        SourceError: it must connect and cannot be opened, or gives nothing in time.
         MissingDependencyError: it needs a package that is absent.
     """
 
@@ -104,14 +110,18 @@ class LiveSource(ClosingSource):
         self._decoder: Decoder | None = None
         self._connected_s = 0.0
         self.stats = LiveStats()
+        self.failure: MggEdgeError | None = None
+        self._first: Picture | None = None
+        self._finite = False
+        self.width, self.height, self.rate = UNKNOWN_WIDTH, UNKNOWN_HEIGHT, UNKNOWN_RATE
         try:
-            self._opened, self._first = self._connect()
+            self._begin(*self._connect())
         except MggEdgeError as error:
-            self.close()
-            raise type(error)(f"{name}: {error}") from error
-        self.live = not self._opened.finite  # a recording waits for its reader, wherever it lies
-        self.rate: Fraction = self._opened.rate
-        self.height, self.width = self._first.image.shape[:2]
+            if self._options.must_connect or isinstance(error, MissingDependencyError):
+                self.close()
+                raise type(error)(f"{name}: {error}") from error
+            self._drop_decoder()
+            self.failure = type(error)(f"{name}: {error}")
 
     @property
     def process_id(self) -> int | None:
@@ -125,18 +135,18 @@ class LiveSource(ClosingSource):
         Raises:
             SourceError: a recording broke off, or too many reconnections failed.
         """
-        picture: Picture | None = self._first
-        start_s, index, last_s = self._first.captured_s, 0, 0.0
+        picture = self._reconnect() if self._first is None else self._first
+        start_s, index, last_s = 0.0 if picture is None else picture.captured_s, 0, 0.0
         while picture is not None:
             # Streams restart their clocks; the arrival is what a reader can rely on. A recording has its own.
-            time_s = self._recorded_s(picture, last_s) if self._opened.finite else picture.captured_s - start_s
+            time_s = self._recorded_s(picture, last_s) if self._finite else picture.captured_s - start_s
             yield Frame(index, time_s, picture.image, picture.captured_s)
             index, last_s = index + 1, time_s
             picture = self._next()
 
     def _recorded_s(self, picture: Picture, last_s: float) -> float:
         """Seconds since the first picture by the recording's clock, which never runs backwards here."""
-        begin_s = self._first.time_s
+        begin_s = None if self._first is None else self._first.time_s
         if picture is self._first:
             return 0.0
         if picture.time_s is None or begin_s is None:
@@ -163,7 +173,7 @@ class LiveSource(ClosingSource):
         except (SourceError, OSError) as error:
             if self._closing.is_set():
                 return None
-            if self._opened.finite:
+            if self._finite:
                 self.close()
                 if isinstance(error, EndedError):
                     return None
@@ -174,12 +184,13 @@ class LiveSource(ClosingSource):
         return self._reconnect()
 
     def _reconnect(self) -> Picture | None:
-        failures = 0
+        failures, words = 0, ("connect", "reconnect")
         self._backoff.reset()
-        wait_s = max(0.0, MIN_LIFETIME_S - (time.monotonic() - self._connected_s))
+        again = self._first is not None
+        wait_s = max(0.0, MIN_LIFETIME_S - (time.monotonic() - self._connected_s)) if again else self._backoff.next_s()
         while not self._closing.wait(wait_s):
             try:
-                self._opened, picture = self._connect()
+                opened, picture = self._connect()
             except MissingDependencyError:
                 raise
             except (MggEdgeError, OSError) as error:
@@ -190,12 +201,22 @@ class LiveSource(ClosingSource):
                 limit = self._options.max_reconnects
                 if limit is not None and not failures < limit:
                     raise SourceError(f"{self.name}: lost after {failures} attempts to reconnect: {error}") from error
-                _logger.info("%s: attempt %d to reconnect failed: %s", self.name, failures, error)
+                _logger.info("%s: attempt %d to %s failed: %s", self.name, failures, words[again], error)
                 continue
-            self._count(connected=True, reconnects=self.stats.reconnects + 1)
-            _logger.info("%s: connected again", self.name)
+            if again:
+                self._count(connected=True, reconnects=self.stats.reconnects + 1)
+            else:
+                self._begin(opened, picture)
+            _logger.info("%s: connected%s", self.name, " again" if again else "")
             return picture
         return None
+
+    def _begin(self, opened: Opened, first: Picture) -> None:
+        """Take note of what the first connection says."""
+        self._first, self._finite, self.failure = first, opened.finite, None
+        self.live = not opened.finite  # a recording waits for its reader, wherever it lies
+        self.rate = opened.rate
+        self.height, self.width = first.image.shape[:2]
 
     def _connect(self) -> tuple[Opened, Picture]:
         deadline_s = time.monotonic() + self._options.open_timeout_s

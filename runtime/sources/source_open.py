@@ -190,7 +190,7 @@ def _open_camera(text: str, options: LiveOptions | None) -> FrameSource:
             raise UsageError(f"source: {text}: {name}: cannot be '{value}'")
     if ("width" in wanted) != ("height" in wanted):
         raise UsageError(f"source: {text}: width and height come together")
-    if not Path(device).is_char_device():
+    if not Path(device).is_char_device() and (options is None or options.must_connect):
         present = ", ".join(sorted(map(str, Path("/dev").glob("video*")))) or "none"
         raise UsageError(f"source: {device}: no such camera; cameras here: {present}")
     settings = {"video_size": f"{wanted['width']}x{wanted['height']}"} if "width" in wanted else {}
