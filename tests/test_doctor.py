@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import toy
@@ -158,3 +159,18 @@ def test_advice_is_only_for_machines_with_a_gpu(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(doctor, "gpu_advice", lambda *_: ["install this"])
     assert call("doctor") == 0
     assert "to use the GPU: install this" in capsys.readouterr().out
+
+
+def test_what_chance_decides_of_an_update_is_no_difference_and_a_wrong_layer_is():
+    rng = np.random.default_rng(0)
+    expected = np.sign(rng.normal(size=40_000)) * 1e-3  # Adam's first update
+    flipped = expected.copy()
+    flipped[rng.choice(len(expected), 40, replace=False)] *= -1
+    assert np.linalg.norm(flipped - expected) / np.linalg.norm(expected) > 5 * doctor.UPDATE_LIMIT
+    assert doctor.update_distance(flipped, expected) <= doctor.UPDATE_LIMIT
+    wrong = expected.copy()
+    wrong[:64] = 0.0  # a small layer without a gradient
+    assert doctor.update_distance(wrong, expected) > doctor.UPDATE_LIMIT
+    for number in (math.nan, math.inf):
+        broken = np.where(np.arange(len(expected)) == 7, number, expected)
+        assert math.isnan(doctor.update_distance(broken, expected))
