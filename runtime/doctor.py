@@ -47,8 +47,8 @@ ENGINE_INSTALL = "pip install 'mgg-edge[cpu]'"
 IMPORT_TIMEOUT_S = 60
 
 LOGITS_LIMIT = 1e-3  # largest |difference|; the same that an export must hold
-# Relative L2 of one update, without the thousandth part of θ that strays most: Adam's first update is g/|g|, and where g
-# is near 0 its sign is chance on any processor. A wrong gradient of one layer is more than that.
+# Relative L2 of one update, without the thousandth part of θ that strays most: Adam's first update is g/|g|, and where
+# g is near 0 its sign is chance on any processor. A wrong gradient of one layer is more than that.
 UPDATE_LIMIT, LEFT_TO_CHANCE = 1e-2, 1e-3
 HALF_FACTOR = 4.0  # in half precision: times what the export found, which was other pictures' and PyTorch's
 
