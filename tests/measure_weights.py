@@ -40,7 +40,8 @@ def copying_options() -> onnxruntime.SessionOptions:
 
 engine = object.__new__(OnnxRuntimeEngine)
 engine._ort = onnxruntime
-makers = (lambda: engine._options(("w",), [initialiser], 1, prepack=False), copying_options)
+engine._threads = 1
+makers = (lambda: engine._options(("w",), [initialiser], "adapt"), copying_options)
 kept, added = [], []
 for make in makers:
     before = resident_mib()

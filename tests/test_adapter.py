@@ -172,7 +172,7 @@ def change_candidate(name: str, value: float):
     def change(wrapped: Wrapped) -> None:
         def adapt(frames):
             result = wrapped.real.adapt(frames)
-            wrapped.real._sets[1 - wrapped.real._committed][name][...] = value
+            wrapped.real._sets.candidate[name][...] = value
             return result
 
         wrapped.adapt = adapt

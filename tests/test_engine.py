@@ -114,7 +114,7 @@ class TestState:
     def test_buffers_never_alias(self, toy_engine: Engine):
         for _ in range(3):
             toy_engine.adapt(toy.frames(toy.BATCH))
-            for committed in toy_engine._sets[toy_engine._committed].values():
+            for committed in toy_engine._sets.committed.values():
                 assert not any(np.shares_memory(committed, array) for array in toy_engine.candidate.values())
             toy_engine.commit()
 

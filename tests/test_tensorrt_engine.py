@@ -161,10 +161,10 @@ def test_a_failing_run_leaves_no_candidate(parts, engine):
     for made in parts.module.engines:
         made.healthy = False
     before = engine.state().digest()
-    engine._committed = 1 - engine._committed  # the set that is not yet recorded
+    engine._sets.place = 1 - engine._sets.place  # the set that is not yet recorded
     with pytest.raises(EngineError, match=r"adapt: cannot run the graph: it gave no reason"):
         engine.adapt(toy.frames(toy.BATCH))
-    engine._committed = 1 - engine._committed
+    engine._sets.place = 1 - engine._sets.place
     assert engine.state().digest() == before
     with pytest.raises(StateError, match="expected a candidate, found none"):
         engine.commit()

@@ -16,11 +16,12 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from mgg_edge.errors import EngineError, StateError, UsageError
+from mgg_edge.errors import EngineError, UsageError
 from mgg_edge.runtime.bundle.bundle import DIAGNOSTICS, Bundle, graph_contract
 from mgg_edge.runtime.engines.cuda import Cuda, DeviceArray
 from mgg_edge.runtime.engines.engine import Diagnostics, check_state
 from mgg_edge.runtime.engines.gpu_graph import GpuGraph, Kernels
+from mgg_edge.runtime.engines.state_sets import StateSets
 from mgg_edge.state import AdaptState, TensorSpec
 
 __all__ = ["GpuEngine"]
@@ -48,7 +49,7 @@ class GpuEngine:
         self._name, self._cuda = name, cuda
         self._specs, self._infer_specs = bundle.manifest.state, bundle.manifest.infer_specs
         self._lock, self._closed = threading.Lock(), False
-        self._committed, self._has_candidate = 0, False
+        self._sets = StateSets[Buffers]({}, {})
         self._served: AdaptState | None = None
         self._allocated: list[DeviceArray] = []
         self._graphs: list[GpuGraph] = []
@@ -61,7 +62,7 @@ class GpuEngine:
             return made
 
         try:
-            self._sets = (self._buffers(self._specs), self._buffers(self._specs))
+            self._sets = StateSets(self._buffers(self._specs), self._buffers(self._specs))
             self._infer, self._infer_state = graph("infer"), self._buffers(self._infer_specs)
             self._run_infer = self._infer.runner(self._infer_state, {})
             self._adapt = graph("adapt") if with_adapt else None
@@ -104,9 +105,9 @@ class GpuEngine:
         self._expect_open()
         if self._adapt is None:
             raise UsageError("adapt: expected an engine opened with its adaptation graph, found one without")
-        self._has_candidate = False
-        outputs = self._adapt.run(self._run_adapt[self._committed], frames)
-        self._has_candidate = True
+        self._sets.drop()
+        outputs = self._adapt.run(self._run_adapt[self._sets.place], frames)
+        self._sets.propose()
         return outputs["logits"].copy(), Diagnostics(*(float(outputs[name]) for name in DIAGNOSTICS))
 
     @property
@@ -116,8 +117,7 @@ class GpuEngine:
         Raises:
             StateError: no step was made since the last commit.
         """
-        self._expect_candidate()
-        return AdaptState({name: array.host for name, array in self._sets[1 - self._committed].items()})
+        return AdaptState({name: array.host for name, array in self._sets.candidate.items()})
 
     def commit(self) -> None:
         """Make the candidate the committed state.
@@ -125,13 +125,12 @@ class GpuEngine:
         Raises:
             StateError: no step was made since the last commit.
         """
-        self._expect_candidate()
-        self._committed, self._has_candidate = 1 - self._committed, False
+        self._sets.commit()
 
     def state(self) -> AdaptState:
         """Copy of the committed state."""
         self._expect_open()
-        return AdaptState({name: array.host.copy() for name, array in self._sets[self._committed].items()})
+        return AdaptState({name: array.host.copy() for name, array in self._sets.committed.items()})
 
     def load_state(self, state: AdaptState) -> None:
         """Replace the committed state; drops a candidate.
@@ -142,16 +141,17 @@ class GpuEngine:
         self._expect_open()
         check_state(state, self._specs)
         stream = self._infer.stream if self._adapt is None else self._adapt.stream
-        for name, array in self._sets[self._committed].items():
+        for name, array in self._sets.committed.items():
             np.copyto(array.host, state[name])
             self._cuda.upload(array, stream)
         self._cuda.wait(stream)
-        self._has_candidate = False
+        self._sets.drop()
 
     def close(self) -> None:
         """Release the device's memory; safe to call twice."""
         with self._lock:
-            self._closed, self._has_candidate = True, False
+            self._closed = True
+            self._sets.drop()
             for graph in self._graphs:
                 graph.close()
             while self._allocated:
@@ -169,8 +169,8 @@ class GpuEngine:
 
     def _stepper(self, graph: GpuGraph, committed: int) -> Callable[[], None]:
         """What makes a step from one set to the other."""
-        targets = {f"{name}_out": array for name, array in self._sets[1 - committed].items()}
-        return graph.runner(self._sets[committed], targets)
+        targets = {f"{name}_out": array for name, array in self._sets.both[1 - committed].items()}
+        return graph.runner(self._sets.both[committed], targets)
 
     def _buffers(self, specs: tuple[TensorSpec, ...]) -> Buffers:
         made = {spec.name: self._cuda.empty(spec.shape, spec.dtype) for spec in specs}
@@ -180,7 +180,3 @@ class GpuEngine:
     def _expect_open(self) -> None:
         if self._closed:
             raise EngineError("engine: expected an open engine, found a closed one")
-
-    def _expect_candidate(self) -> None:
-        if not self._has_candidate:
-            raise StateError("state: expected a candidate, found none; call adapt first")

@@ -37,11 +37,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mgg_edge.container import graph_name
-from mgg_edge.errors import EngineError, MissingDependencyError, StateError, UsageError
+from mgg_edge.errors import EngineError, MissingDependencyError, UsageError
 from mgg_edge.runtime.bundle.bundle import DIAGNOSTICS, Bundle, graph_contract
 from mgg_edge.runtime.bundle.graphs import bind_inputs, declare_weights
 from mgg_edge.runtime.engines.engine import Diagnostics, check_frames, check_state
 from mgg_edge.runtime.engines.onnxruntime_import import import_onnxruntime, mapped, quiet_options
+from mgg_edge.runtime.engines.state_sets import StateSets
 from mgg_edge.state import AdaptState, TensorSpec
 
 __all__ = ["OnnxRuntimeEngine", "usable_cores"]
@@ -118,8 +119,7 @@ class OnnxRuntimeEngine:
         self._ort, self._bundle, self._threads = _import_onnxruntime(), bundle, threads
         self._specs, self._infer_specs = bundle.manifest.state, bundle.manifest.infer_specs
         self._closed = False
-        self._committed, self._has_candidate = 0, False
-        self._sets = tuple(_empty(self._specs) for _ in range(2))
+        self._sets = StateSets(_empty(self._specs), _empty(self._specs))
         self._initialisers = {name: self._value(array) for name, array in bundle.weights.items()}
         self._infer: _Graph | None = self._open("infer")
         self._adapt = self._open("adapt") if with_adapt else None
@@ -179,9 +179,9 @@ class OnnxRuntimeEngine:
         """
         if self._adapt is None and not self._closed:
             raise UsageError("adapt: expected an engine opened with its adaptation graph, found one without")
-        self._has_candidate = False
+        self._sets.drop()
         buffers = self._run(self._adapt, frames)
-        self._has_candidate = True
+        self._sets.propose()
         return buffers["logits"].astype(np.float32), Diagnostics(*(float(buffers[name]) for name in DIAGNOSTICS))
 
     @property
@@ -191,8 +191,7 @@ class OnnxRuntimeEngine:
         Raises:
             StateError: no step was made since the last commit.
         """
-        self._expect_candidate()
-        return AdaptState(self._sets[1 - self._committed])
+        return AdaptState(self._sets.candidate)
 
     def commit(self) -> None:
         """Make the candidate the committed state.
@@ -200,12 +199,11 @@ class OnnxRuntimeEngine:
         Raises:
             StateError: no step was made since the last commit.
         """
-        self._expect_candidate()
-        self._committed, self._has_candidate = 1 - self._committed, False
+        self._sets.commit()
 
     def state(self) -> AdaptState:
         """Copy of the committed state."""
-        return AdaptState({name: array.copy() for name, array in self._sets[self._committed].items()})
+        return AdaptState({name: array.copy() for name, array in self._sets.committed.items()})
 
     def load_state(self, state: AdaptState) -> None:
         """Replace the committed state; drops a candidate.
@@ -215,12 +213,13 @@ class OnnxRuntimeEngine:
         """
         check_state(state, self._specs)
         for name, array in state.items():
-            np.copyto(self._sets[self._committed][name], array)
-        self._has_candidate = False
+            np.copyto(self._sets.committed[name], array)
+        self._sets.drop()
 
     def close(self) -> None:
         """Release sessions and weights; safe to call twice."""
-        self._closed, self._has_candidate = True, False
+        self._closed = True
+        self._sets.drop()
         self._infer = self._adapt = None
         self._initialisers = {}
 
@@ -236,17 +235,13 @@ class OnnxRuntimeEngine:
             logits, features = graph.session.run(["logits", "features"], inputs)
         return logits, features
 
-    def _expect_candidate(self) -> None:
-        if not self._has_candidate:
-            raise StateError("state: expected a candidate, found none; call adapt first")
-
     def _run(self, graph: _Graph | None, frames: npt.NDArray[np.uint8]) -> Arrays:
         if graph is None:
             raise EngineError("engine: expected an open engine, found a closed one")
         buffers = graph.buffers
         np.copyto(buffers["frames"], check_frames(frames, buffers["frames"].shape))
         with mapped("cannot run the graph"):
-            graph.session.run_with_iobinding(graph.bindings[self._committed])
+            graph.session.run_with_iobinding(graph.bindings[self._sets.place])
         return buffers
 
     def _open(self, kind: str) -> _Graph:
@@ -294,8 +289,8 @@ class OnnxRuntimeEngine:
         committed: int,
     ) -> Any:
         binding = session.io_binding()
-        sources = {**own, **self._sets[committed]}
-        targets = {**own, **{f"{name}_out": array for name, array in self._sets[1 - committed].items()}}
+        sources = {**own, **self._sets.both[committed]}
+        targets = {**own, **{f"{name}_out": array for name, array in self._sets.both[1 - committed].items()}}
         for spec in inputs:
             binding.bind_ortvalue_input(spec.name, self._value(sources[spec.name]))
         for spec in outputs:
