@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import importlib.resources
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -129,10 +129,11 @@ def plan_jobs(
         MggEdgeError: a model or data that cannot be read.
     """
     jobs: list[Job] = []
+    digest = cache(_digest)  # for this plan alone: the next one finds other contents
     for stream in streams:
         parse_course(stream)
         shown = _of_stream(request, stream)
-        jobs += make_jobs(methods, [stream], seeds, _settings(request, shown))
+        jobs += make_jobs(methods, [stream], seeds, _settings(request, shown, digest))
         for method in methods:
             _method(shown, method, seed=0)
             if method.partition(":")[0] in NEED_SOURCE:
@@ -163,12 +164,12 @@ def _of_stream(request: EvaluationRequest, stream: str) -> EvaluationRequest:
     return dataclasses.replace(request, data=str(Path(request.data) / folder), own_source=False)
 
 
-def _settings(request: EvaluationRequest, shown: EvaluationRequest) -> dict[str, Any]:
+def _settings(request: EvaluationRequest, shown: EvaluationRequest, digest: Callable[[Path], str]) -> dict[str, Any]:
     """What decides a result beside method, stream and seed: the request, and the contents of its files."""
     named = (request.weights, request.bundle, request.mgg, shown.data, request.source_data, request.labels,
              request.classes_file)  # fmt: skip
     words = ("random", "pretrained", "package", "imagenet")
-    digests = {name: _digest(Path(name)) for name in named if name is not None and name not in words}
+    digests = {name: digest(Path(name)) for name in named if name is not None and name not in words}
     return {**dataclasses.asdict(request), "digests": digests, "version": mgg_edge.__version__}
 
 

@@ -185,9 +185,14 @@ class TestAdapter:
                 adapter(toy.frames(1)[0])
             assert began.wait(20)
             adapter.load_state(other_state(Bundle.load(toy_bundle)))  # meanwhile θ is another
+            for _ in range(8):
+                adapter(toy.frames(1)[0])  # no frame waits for a folding that takes long
             go.set()
             adapter._settler.close()
             assert not settled(adapter)
+            adapter(toy.frames(1)[0])  # and then it is the other's turn
+            adapter._settler.close()
+            assert settled(adapter)
 
 
 @pytest.fixture

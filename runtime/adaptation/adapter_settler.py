@@ -43,7 +43,7 @@ class Settler:
         if published.since != self._since:
             self._since, self._stood = published.since, 0
         self._stood += 1
-        if self._stood == self._frames:
+        if self._stood >= self._frames and not self._is_folding:
             self._begin(published)
 
     def settle(self, published: Published) -> None:
@@ -64,11 +64,14 @@ class Settler:
         if self._thread is not None:
             self._thread.join()
 
+    @property
+    def _is_folding(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
     def _begin(self, published: Published) -> None:
         if not self._background:
             self.settle(published)
             return
-        self.close()
         # Not the adaptation's thread: threads of the session would inherit its low priority.
         self._thread = threading.Thread(target=self.settle, args=(published,), name="mgg-edge settling", daemon=True)
         self._thread.start()
