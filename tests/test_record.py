@@ -182,7 +182,7 @@ class TestFile:
         assert list(lines[0])[:3] == ["mggrun", "bundle", "engine"]
         assert lines[0]["settings"]["ladder"]["verify_every"] == 8
         assert lines[0]["facts"] == {"threads": 1, "av": "1.0"}
-        assert list(lines[1]) == ["frame", "time_s", "sha", "version", "refused", "logits"]
+        assert list(lines[1]) == ["frame", "time_s", "sha", "version", "settled", "refused", "logits"]
         assert [line["event"] for line in lines if "event" in line] == ["commit", "commit"]
         assert lines[-1]["end"] == {"lines": len(lines) - 1, "state": last}
 
