@@ -167,16 +167,15 @@ def eval(  # noqa: A001 (what the command is called)
     shown, passes = _benchmark({name: path for name, path in benchmarks.items() if path is not None}, data, severity)
     chosen = tuple((streams or ",".join(passes) or "clean").split(","))
     published, whole = protocol is ProtocolName.PUBLISHED, bool(passes)
+    preset = published_settings.SETTINGS if published else {"held_out": 0} if whole else {}
+    asked = {
+        "batch": batch, "held_out": held_out, "source_images": source_images, "norm_statistics": norm_statistics,
+    }  # fmt: skip
     request = EvaluationRequest(
         str(shown or packaged_path("characters")), backbone, weights, packaged, _text(source_data), _text(mgg),
-        engine.value,
-        batch=batch or (published_settings.BATCH if published else 16),
-        frames=frames,
-        held_out=held_out if held_out is not None else 0 if published or whole else 500,
-        source_images=source_images or (published_settings.SOURCE_IMAGES if published else 512),
-        norm_statistics=norm_statistics or (published_settings.NORM_STATISTICS if published else "mix:0.1"),
-        labels=_text(labels), classes_file=_text(classes_file), class_order=class_order.value, mask=mask,
-        protocol=protocol.value, own_source=not (published or whole),
+        engine.value, frames=frames, labels=_text(labels), classes_file=_text(classes_file),
+        class_order=class_order.value, mask=mask, protocol=protocol.value, own_source=not (published or whole),
+        **{**preset, **{name: value for name, value in asked.items() if value is not None}},
     )  # fmt: skip
     with _interruptible() as stopping:
         planned = plan_jobs(request, methods.split(","), chosen, range(seeds))

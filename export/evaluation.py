@@ -195,8 +195,7 @@ def describe(request: EvaluationRequest, streams: Sequence[str]) -> tuple[dict[s
         "model": request.bundle or f"{request.backbone} ({request.weights})",
         "engine": request.engine,
         "data": request.data,
-        "source data": request.source_data
-        or ("a part of the data, shown to no stream" if request.own_source else "none"),
+        "source data": request.source_data or (OWN_SOURCE if request.own_source else "none"),
         "batch": f"{request.batch} frames, {request.frames} a stream",
         "kept apart": f"at most {request.held_out} frames a domain, shown to no stream",
         "versions": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in VERSIONS),

@@ -94,7 +94,7 @@ class Replay:
         self._pictures: dict[int, npt.NDArray[np.uint8]] = {}
         self._next_event = 0
         self._held_digest = ""
-        self._folded: tuple[list[bytes], Inference] | None = None
+        self._folded: tuple[AdaptState, Inference] | None = None
 
     def run(self, pictures: Iterable[Picture], progress: Progress = lambda _done, _total: None) -> ReplayReport:
         """Replay with the pictures of the source, of any size, in order."""
@@ -124,13 +124,12 @@ class Replay:
         self.report.frames += 1
 
     def _settled(self) -> Inference:
-        """Inference with the present state folded in, as the recorded run had it; kept until the state is another."""
-        reads = [self._state[name].tobytes() for name in self.bundle.manifest.infer_state]
-        if self._folded is None or self._folded[0] != reads:
+        """Inference with the present state folded in, as the recorded run had it; kept until there is another."""
+        if self._folded is None or self._folded[0] is not self._state:
             settled = self.engine.settle(self._state)
             if settled is None:
                 raise _Differs(f"recorded with θ folded into inference, which is not done here: {self._engines()}")
-            self._folded = (reads, settled)
+            self._folded = (self._state, settled)
         return self._folded[1]
 
     def _find(self, line: FrameLine, source: Iterator[Picture]) -> npt.NDArray[np.uint8]:

@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["BATCH", "NORM_STATISTICS", "SOURCE_IMAGES", "published_options"]
+__all__ = ["SETTINGS", "published_options"]
 
-BATCH = 64
-NORM_STATISTICS = "batch"
-SOURCE_IMAGES = 2000
+# Of an evaluation: online answers alone, in batches under their own statistics.
+SETTINGS: Mapping[str, Any] = MappingProxyType(
+    {"batch": 64, "norm_statistics": "batch", "held_out": 0, "source_images": 2000}
+)
 
 _ALWAYS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
