@@ -63,12 +63,14 @@ def open_reader(request: Mapping[str, Any]) -> Reader:
 
 
 def _open_ffmpeg(request: Mapping[str, Any]) -> Reader:
+    open_s, stall_s = float(request["open_timeout_s"]), float(request["stall_timeout_s"])
     try:
         container = av.open(
             request["address"],
             format=request.get("format"),
             options=dict(request.get("options", {})),
-            timeout=(float(request["open_timeout_s"]), float(request["stall_timeout_s"])),
+            # Whoever waits for this process gives up first and says why; this is for one that nobody waits for.
+            timeout=(2 * open_s, 2 * stall_s),
             metadata_errors="replace",
         )
     except (FFmpegError, OSError, ValueError) as error:
