@@ -72,6 +72,10 @@ def run(
         str | None,
         typer.Option(metavar="[HOST:]PORT", help="Live page, /metrics and /healthz; on this machine only by default."),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Answer a proxy in front of the live page that asks by this name.", show_default=False),
+    ] = None,
     adapt: Annotated[
         AdaptMode,
         typer.Option(help="Adapt on every full batch of diverse frames; in bursts, when the scene drifts; or never."),
@@ -129,7 +133,7 @@ def run(
     with contextlib.ExitStack() as stack:
         stopper = stack.enter_context(_StopRequest())
         # Cheapest first: what is wrong with the arguments shows before the model is loaded.
-        views = serving(serve, stack)
+        views = serving(serve, stack, allow_host or ())
         path = bundle if bundle is not None else stack.enter_context(default_bundle())
         options = LiveOptions(stall_timeout_s=stall_timeout, max_reconnects=max_reconnects)
         cameras = open_named(source, options, stack, strict=strict)

@@ -175,17 +175,19 @@ class Views:
         self.server.info |= {"engine": first.engine_name, "bundle": path.name, "bundle_id": first.bundle_id}
 
 
-def serving(listen: str | None, stack: contextlib.ExitStack) -> Views | None:
+def serving(listen: str | None, stack: contextlib.ExitStack, allowed_hosts: Sequence[str] = ()) -> Views | None:
     """The server, where one is asked for; it answers from now on, as not ready.
 
     Raises:
-        UsageError: not `[HOST:]PORT`.
+        UsageError: not `[HOST:]PORT`, an allowed host that is no name, or allowed hosts without a server.
         SinkError: the address cannot be used.
     """
     if listen is None:
+        if allowed_hosts:
+            raise UsageError("allow-host: expected with --serve [HOST:]PORT, found no page to allow it for")
         return None
     info = {"version": mgg_edge.__version__, "engine": "", "bundle": "", "bundle_id": ""}
-    server = stack.enter_context(LiveServer(parse_listen(listen), info))
+    server = stack.enter_context(LiveServer(parse_listen(listen), info, allowed_hosts=allowed_hosts))
     _logger.info("live page: %s", server.address)
     return Views(server)
 

@@ -2,17 +2,24 @@
 
     /                page for people
     /status          the same as JSON
-    /stream/NAME     pictures of a camera as MJPEG;  /picture/NAME  the latest one
+    /picture/NAME    the latest picture of a camera, its index as X-Frame;  ?width=W  at least W pixels wide, if it has
+                     so many;  &after=INDEX  once there is another than that one, within a second
+    /stream/NAME     its pictures as MJPEG
     /metrics         Prometheus
     /healthz         200 while the run lives, else 503: what a supervisor restarts by
     /readyz          200 while every camera gives predictions, else 503 with the reason
 
 There is no password: whoever reaches the port sees the pictures. Bound to loopback, requests by another host's name are
-refused, so that a web page elsewhere cannot read them through the visitor's browser.
+refused, so that a web page elsewhere cannot read them through the visitor's browser; a proxy that passes its own name
+on is allowed by that name.
+
+Connections have an end: at the last free one, the oldest that is no stream gives way. So health is answered however
+many clients idle or read slowly.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -29,17 +36,19 @@ from typing import Any
 from mgg_edge.compat import Self
 from mgg_edge.errors import SinkError, UsageError
 from mgg_edge.runtime.outputs.http_page import CONTENT_SECURITY_POLICY, PAGE
-from mgg_edge.runtime.outputs.http_view import CameraView
+from mgg_edge.runtime.outputs.http_view import MAX_WIDTH, CameraView
 from mgg_edge.runtime.outputs.metrics import CONTENT_TYPE, render
 
 __all__ = ["LiveServer", "parse_listen"]
 
 LOOPBACK = "127.0.0.1"
-MAX_CONNECTIONS = 32
+MAX_CONNECTIONS, MAX_STREAMS = 32, 24
 SOCKET_TIMEOUT_S = 10.0  # for a client that does not read or write
+WAIT_S = 1.0  # for another picture
 STREAM_RATE = 15.0  # pictures a second at most, for each viewer
 HUNG_S = 30.0  # silence of a run after which it counts as hung
 _LOOPBACK_NAMES = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
+_HOST_NAME = re.compile(r"[\w.-]+", re.ASCII)
 _logger = logging.getLogger(__name__)
 
 
@@ -61,6 +70,7 @@ class _Answer:
     status: int
     kind: str
     body: bytes
+    frame: int | None = None
 
 
 class LiveServer:
@@ -70,6 +80,7 @@ class LiveServer:
         listen: host and port.
         info: what runs here: `version`, `engine`, `bundle`, `bundle_id`.
         ready_s: how old the latest prediction of each camera may be.
+        allowed_hosts: names by which a proxy asks for a page on the loopback interface.
 
     Attributes:
         cameras: views; set when the cameras are open.
@@ -77,11 +88,22 @@ class LiveServer:
 
     Raises:
         SinkError: the address cannot be used.
+        UsageError: an allowed host is no name.
     """
 
-    def __init__(self, listen: tuple[str, int], info: Mapping[str, str], *, ready_s: float = 15.0) -> None:
+    def __init__(
+        self,
+        listen: tuple[str, int],
+        info: Mapping[str, str],
+        *,
+        ready_s: float = 15.0,
+        allowed_hosts: Sequence[str] = (),
+    ) -> None:
         self.cameras: Sequence[CameraView] = ()
         self.info, self._ready_s = dict(info), ready_s
+        if wrong := next((name for name in allowed_hosts if not _HOST_NAME.fullmatch(name)), None):
+            raise UsageError(f"allow-host: expected a name such as cams.example.org, found '{wrong}'")
+        self._allowed_hosts = frozenset(name.lower() for name in allowed_hosts)
         self.closing = threading.Event()
         try:
             self._server = _Server(listen, self)
@@ -122,14 +144,23 @@ class LiveServer:
         """The view of a camera."""
         return next((camera for camera in self.cameras if camera.name == name), None)
 
-    def answer(self, path: str) -> _Answer:
+    def allows(self, host: str) -> bool:
+        """Whether a request by this `Host` is answered."""
+        return (
+            not self.loopback
+            or _LOOPBACK_NAMES.fullmatch(host) is not None
+            or re.sub(r":\d+$", "", host).lower() in self._allowed_hosts
+        )
+
+    def answer(self, path: str, query: str = "") -> _Answer:
         """What is said on one path, streams apart."""
         if path == "/":
             return _Answer(200, "text/html; charset=utf-8", PAGE.encode())
         if path == "/status":
             reason = self.readiness()
             cameras = [camera.status() for camera in self.cameras]
-            return _json(200, {"info": self.info, "ready": reason is None, "reason": reason, "cameras": cameras})
+            about = {"info": self.info, "time": round(time.time(), 3), "ready": reason is None, "reason": reason}
+            return _json(200, {**about, "cameras": cameras})
         if path == "/metrics":
             return _Answer(200, CONTENT_TYPE, render(self.cameras, self.info).encode())
         if path in ("/healthz", "/readyz"):
@@ -138,9 +169,10 @@ class LiveServer:
             return _json(200 if reason is None else 503, good)
         if path.startswith("/picture/"):
             camera = self.camera(urllib.parse.unquote(path.removeprefix("/picture/")))
-            found = None if camera is None else camera.jpeg_after(-1, 0.0)
+            after = _number(query, "after", -1)
+            found = None if camera is None else camera.jpeg_after(after, WAIT_S, _number(query, "width", MAX_WIDTH))
             if found is not None:
-                return _Answer(200, "image/jpeg", found[1])
+                return _Answer(200, "image/jpeg", found[1], found[0])
         return _json(404, {"status": "not found"})
 
     def close(self) -> None:
@@ -165,20 +197,33 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, listen: tuple[str, int], live: LiveServer) -> None:
         self.address_family = socket.AF_INET6 if ":" in listen[0] else socket.AF_INET
         self.live = live
-        self._free = threading.Semaphore(MAX_CONNECTIONS)
+        self._lock = threading.Lock()
+        self._open: dict[socket.socket, bool] = {}  # by age; True for a stream
         super().__init__(listen, _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._free.acquire(blocking=False):  # a thread for each: their number must have an end
-            self.shutdown_request(request)
-            return
+        with self._lock:  # a thread for each: their number must have an end
+            if len(self._open) >= MAX_CONNECTIONS:
+                oldest = next(known for known, streams in self._open.items() if not streams)
+                del self._open[oldest]
+                _end(oldest)
+            self._open[request] = False
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._free.release()
+            with self._lock:
+                self._open.pop(request, None)
+
+    def begin_stream(self, request: Any) -> bool:
+        """Whether one more connection may stay; it then gives way to none."""
+        with self._lock:
+            if request not in self._open or sum(self._open.values()) >= MAX_STREAMS:
+                return False
+            self._open[request] = True
+            return True
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class's signature
         error = sys.exc_info()[1]
@@ -193,37 +238,42 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = SOCKET_TIMEOUT_S
 
     def do_GET(self) -> None:
-        live = self._live
-        path = urllib.parse.urlsplit(self.path).path
-        if live.loopback and not _LOOPBACK_NAMES.fullmatch(self.headers.get("Host", "")):
-            self._send(_json(403, {"status": "forbidden", "reason": "ask by the name localhost"}))
-        elif path.startswith("/stream/"):
-            self._stream(urllib.parse.unquote(path.removeprefix("/stream/")))
+        live, asked = self._server.live, urllib.parse.urlsplit(self.path)
+        if not live.allows(self.headers.get("Host", "")):
+            reason = "ask by the name localhost, or allow the proxy's name with --allow-host"
+            self._send(_json(403, {"status": "forbidden", "reason": reason}))
+        elif asked.path.startswith("/stream/"):
+            self._stream(urllib.parse.unquote(asked.path.removeprefix("/stream/")))
         else:
-            self._send(live.answer(path))
+            self._send(live.answer(asked.path, asked.query))
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
     @property
-    def _live(self) -> LiveServer:
-        server = self.server
-        if not isinstance(server, _Server):
+    def _server(self) -> _Server:
+        if not isinstance(self.server, _Server):
             raise TypeError("this handler belongs to another server")
-        return server.live
+        return self.server
 
     def _send(self, answer: _Answer) -> None:
         self.send_response(answer.status)
         self._headers(answer.kind)
+        if answer.frame is not None:
+            self.send_header("X-Frame", str(answer.frame))
         self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(answer.body)
 
     def _stream(self, name: str) -> None:
-        live, camera = self._live, self._live.camera(name)
+        live = self._server.live
+        camera = live.camera(name)
         if camera is None:
             self._send(_json(404, {"status": "not found", "reason": "no such camera"}))
+            return
+        if not self._server.begin_stream(self.connection):
+            self._send(_json(503, {"status": "unavailable", "reason": f"{MAX_STREAMS} streams run already"}))
             return
         self.close_connection = True
         self.send_response(200)
@@ -232,7 +282,7 @@ class _Handler(BaseHTTPRequestHandler):
         index = -1
         while self.command != "HEAD" and not live.closing.is_set():
             start_s = time.monotonic()
-            found = camera.jpeg_after(index, 1.0)
+            found = camera.jpeg_after(index, WAIT_S)
             if found is not None:
                 index, data = found
                 head = f"--picture\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
@@ -250,6 +300,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         _logger.debug("http: %s", format % args)
+
+
+def _number(query: str, name: str, default: int) -> int:
+    """A number ≥ 0 of a query; the default for anything else."""
+    asked = urllib.parse.parse_qs(query).get(name, [""])[-1]
+    return int(asked) if asked.isascii() and asked.isdecimal() and len(asked) < 16 else default
+
+
+def _end(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it may have gone by itself
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _json(status: int, value: Mapping[str, Any]) -> _Answer:

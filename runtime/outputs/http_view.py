@@ -22,14 +22,15 @@ from mgg_edge.runtime.pipeline import Reader, ReaderCounts
 from mgg_edge.runtime.session_summary import Percentiles
 from mgg_edge.runtime.sources.source import Frame
 
-__all__ = ["AGE_BUCKETS_S", "CameraView"]
+__all__ = ["AGE_BUCKETS_S", "MAX_WIDTH", "CameraView"]
 
 HISTORY = 240  # predictions in the page's curves
 AGES = 4096  # frames in the age percentiles
 AGE_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 RATE_WINDOW_S = 5.0
 REFRESH_S = 0.5  # how old percentiles, distances and the source model's opinion may be
-MAX_WIDTH = 960  # pixels of a picture shown
+WIDTHS = (320, 960)  # pixels of a picture shown: small in a grid, large alone
+MAX_WIDTH = WIDTHS[-1]
 JPEG_QUALITY = 80
 
 
@@ -55,7 +56,7 @@ class CameraView:
         self._age_counts, self._age_sum_s = [0] * (len(AGE_BUCKETS_S) + 1), 0.0
         self._slow: tuple[float, dict[str, Any]] = (-REFRESH_S, {})
         self._slow_lock = threading.Lock()
-        self._jpeg: tuple[int, bytes] = (-1, b"")
+        self._jpegs: dict[int, tuple[int, bytes]] = {}  # by width: index and picture
         self._asked = self._agreed = 0
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
@@ -138,11 +139,12 @@ class CameraView:
         with self._changed:
             return list(self._age_counts), self._age_sum_s
 
-    def jpeg_after(self, index: int, timeout_s: float) -> tuple[int, bytes] | None:
+    def jpeg_after(self, index: int, timeout_s: float, width: int = MAX_WIDTH) -> tuple[int, bytes] | None:
         """The latest picture as JPEG, once its index differs from `index`; None if there is none in time.
 
-        Wide pictures are reduced to 960 pixels.
+        Wide pictures are reduced to 320 pixels, or to 960 where `width` asks for more.
         """
+        width = next((known for known in WIDTHS if width <= known), MAX_WIDTH)
         with self._changed:
             self._changed.wait_for(
                 lambda: self._ended or (self._latest is not None and self._latest[0].index != index), timeout_s
@@ -152,9 +154,9 @@ class CameraView:
             return None
         frame = latest[0]
         with self._slow_lock:
-            if self._jpeg[0] != frame.index:
-                self._jpeg = (frame.index, _jpeg(frame.image))
-            return self._jpeg
+            if self._jpegs.get(width, (-1, b""))[0] != frame.index:
+                self._jpegs[width] = (frame.index, _jpeg(frame.image, width))
+            return self._jpegs[width]
 
     def status(self) -> dict[str, Any]:
         """Everything the page shows, as plain JSON values."""
@@ -165,6 +167,7 @@ class CameraView:
             "name": self.name,
             "source": self._reader.source.name,
             "live": self._reader.source.live,
+            "expected_rate": round(float(self._reader.source.rate), 3),
             "ended": self._ended,
             "connection": self.connection,
             "captured": counts.captured,
@@ -232,11 +235,11 @@ def _prediction(prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def _jpeg(image: npt.NDArray[np.uint8]) -> bytes:
+def _jpeg(image: npt.NDArray[np.uint8], width: int) -> bytes:
     picture = Image.fromarray(image)
-    if picture.width > MAX_WIDTH:
-        height = max(1, round(picture.height * MAX_WIDTH / picture.width))
-        picture = picture.resize((MAX_WIDTH, height), Image.Resampling.BILINEAR, reducing_gap=1.5)
+    if picture.width > width:
+        height = max(1, round(picture.height * width / picture.width))
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=1.5)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
