@@ -150,7 +150,9 @@ def run(
             views.start(path, adapters, open_one, stack)
         with RunDisplay(console, _total(expected, limit)) as display:
             policy = None if latest is None else _POLICY[latest]
-            lanes = lanes_for(cameras, adapters, outputs, display, views, stack, policy=policy, limit=limit)
+            lanes = lanes_for(
+                cameras, adapters, outputs, display, views, stack, policy=policy, limit=limit, state=state
+            )
             total, parts = run_lanes(lanes, stop=lambda: stopper.signal is not None, limit=limit)
         _report(total, parts, lines, display.labels, outputs.videos)
     if total.failure is not None:

@@ -18,6 +18,7 @@ from mgg_edge.runtime.adaptation.site import site_note
 from mgg_edge.runtime.bundle.bundle import Bundle
 from mgg_edge.runtime.engines.engine import Engine, Progress, open_engine
 from mgg_edge.runtime.outputs.http_frozen import FrozenModel
+from mgg_edge.runtime.outputs.http_history import History
 from mgg_edge.runtime.outputs.http_server import LiveServer, parse_listen
 from mgg_edge.runtime.outputs.http_view import CameraView
 from mgg_edge.runtime.outputs.sinks import AnnotatedVideo, CsvLines, JsonLines, Sink
@@ -26,6 +27,7 @@ from mgg_edge.runtime.session_lanes import Lane
 from mgg_edge.runtime.sources.source import FrameSource
 from mgg_edge.runtime.sources.source_live import LiveOptions
 from mgg_edge.runtime.sources.source_open import open_source, split_name, suggest_name
+from mgg_edge.runtime.store.state_file import file_name
 
 __all__ = ["Outputs", "Views", "adapters_for", "lanes_for", "open_named", "serving"]
 
@@ -202,15 +204,17 @@ def lanes_for(
     *,
     policy: Policy | None,
     limit: int | None,
+    state: Path | None,
 ) -> list[Lane]:
-    """Start a reader for each camera and join everything that belongs to it."""
+    """Start a reader for each camera and join everything that belongs to it; histories lie in the state's directory."""
     lanes, shown = [], []
     for name, source in cameras.items():
         reader = stack.enter_context(Reader(source, policy, limit=limit))
         sinks = list(outputs.sinks[name])
         lane = Lane(name, reader, adapters[name], sinks, display.of_source(name))
         if views is not None:
-            view = CameraView(name, adapters[name], reader, views.frozen)
+            history = History(state, file_name(name))
+            view = CameraView(name, adapters[name], reader, views.frozen, history)
             shown.append(view)
             lane = Lane(name, reader, adapters[name], [*sinks, view], lane.progress, view.beat)
         lanes.append(lane)

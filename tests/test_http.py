@@ -100,7 +100,7 @@ def figures(text: str) -> dict[str, float]:
 
 
 def test_status_holds_what_the_page_shows(running: Running) -> None:
-    code, headers, body = ask(running.server, "/status")
+    code, headers, body = ask(running.server, "/status?compare=door")
     assert (code, headers["Content-Type"], headers["Cache-Control"]) == (200, "application/json", "no-store")
     status = json.loads(body)
     (camera,) = status["cameras"]
@@ -305,7 +305,7 @@ def test_a_source_model_that_cannot_be_opened_only_leaves_out_the_comparison(
 
     running.view._frozen = FrozenModel(fail)
     time.sleep(0.6)
-    (camera,) = json.loads(ask(running.server, "/status")[2])["cameras"]
+    (camera,) = json.loads(ask(running.server, "/status?compare=door")[2])["cameras"]
     assert camera["frozen"] is None
     assert "no comparison with the source model" in caplog.text
 

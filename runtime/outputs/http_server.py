@@ -1,7 +1,8 @@
 """The live page and what programs ask: on the loopback interface unless told otherwise.
 
     /                page for people
-    /status          the same as JSON
+    /status          the same as JSON;  ?compare=NAME  ask the frozen model about that camera now
+    /history/NAME    the last day of a camera, a point a minute (`http_history`)
     /picture/NAME    the latest picture of a camera, its index as X-Frame;  ?width=W  at least W pixels wide, if it has
                      so many;  &after=INDEX  once there is another than that one, within a second
     /stream/NAME     its pictures as MJPEG
@@ -20,6 +21,7 @@ many clients idle or read slowly.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import re
@@ -29,7 +31,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -46,6 +48,7 @@ MAX_CONNECTIONS, MAX_STREAMS = 32, 24
 SOCKET_TIMEOUT_S = 10.0  # for a client that does not read or write
 WAIT_S = 1.0  # for another picture
 STREAM_RATE = 15.0  # pictures a second at most, for each viewer
+SAMPLE_S, SAVE_S = 2.0, 300.0  # between looks at the cameras, and between histories on the disk
 HUNG_S = 30.0  # silence of a run after which it counts as hung
 _LOOPBACK_NAMES = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 _HOST_NAME = re.compile(r"[\w.-]+", re.ASCII)
@@ -115,7 +118,9 @@ class LiveServer:
         self.address = f"http://{f'[{name}]' if ':' in name else name}:{self.port}/"
         self.loopback = bool(_LOOPBACK_NAMES.fullmatch(f"[{name}]" if ":" in name else name))
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        self._sampler = threading.Thread(target=self._sample, name="history", daemon=True)
         self._thread.start()
+        self._sampler.start()
         if not self.loopback:
             _logger.warning("serving on %s: everybody who reaches it sees the pictures", self.address)
 
@@ -158,7 +163,8 @@ class LiveServer:
             return _Answer(200, "text/html; charset=utf-8", PAGE.encode())
         if path == "/status":
             reason = self.readiness()
-            cameras = [camera.status() for camera in self.cameras]
+            asked = urllib.parse.parse_qs(query).get("compare", [])
+            cameras = [camera.status(compare=camera.name in asked) for camera in self.cameras]
             about = {"info": self.info, "time": round(time.time(), 3), "ready": reason is None, "reason": reason}
             return _json(200, {**about, "cameras": cameras})
         if path == "/metrics":
@@ -173,7 +179,29 @@ class LiveServer:
             found = None if camera is None else camera.jpeg_after(after, WAIT_S, _number(query, "width", MAX_WIDTH))
             if found is not None:
                 return _Answer(200, "image/jpeg", found[1], found[0])
+        if path.startswith("/history/"):
+            camera = self.camera(urllib.parse.unquote(path.removeprefix("/history/")))
+            if camera is not None:
+                return _json(200, {"points": [asdict(point) for point in camera.history.points()]})
         return _json(404, {"status": "not found"})
+
+    def _sample(self) -> None:
+        """Look at every camera now and then; ask the frozen model about one at a time, however many there are."""
+        saved_s = time.monotonic()
+        for number in itertools.count():
+            if self.closing.wait(SAMPLE_S):
+                break
+            cameras = self.cameras
+            for index, camera in enumerate(cameras):
+                camera.sample(time.time(), compare=index == number % len(cameras))
+            if time.monotonic() - saved_s >= SAVE_S:
+                saved_s = time.monotonic()
+                self._save()
+        self._save()
+
+    def _save(self) -> None:
+        for camera in self.cameras:
+            camera.history.save()
 
     def close(self) -> None:
         """Answer no more and free the port; safe to call twice."""
@@ -182,6 +210,7 @@ class LiveServer:
             self._server.shutdown()
             self._server.server_close()
             self._thread.join()
+            self._sampler.join()
 
     def __enter__(self) -> Self:
         return self

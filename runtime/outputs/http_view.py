@@ -17,7 +17,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from mgg_edge.runtime.adaptation.adapter import Adapter, Prediction
+from mgg_edge.runtime.adaptation.guard import BreachCode
 from mgg_edge.runtime.outputs.http_frozen import FrozenModel
+from mgg_edge.runtime.outputs.http_history import History, Sample
 from mgg_edge.runtime.pipeline import Reader, ReaderCounts
 from mgg_edge.runtime.session_summary import Percentiles
 from mgg_edge.runtime.sources.source import Frame
@@ -42,10 +44,18 @@ class CameraView:
         adapter: its adapter.
         reader: its reader.
         frozen: the source model, where it is to be compared.
+        history: where `sample` takes notes; in memory by default.
     """
 
-    def __init__(self, name: str, adapter: Adapter, reader: Reader, frozen: FrozenModel | None = None) -> None:
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        adapter: Adapter,
+        reader: Reader,
+        frozen: FrozenModel | None = None,
+        history: History | None = None,
+    ) -> None:
+        self.name, self.history = name, history or History()
         self._adapter, self._reader, self._frozen = adapter, reader, frozen
         self._changed = threading.Condition()
         self._latest: tuple[Frame, Prediction, float] | None = None
@@ -57,7 +67,9 @@ class CameraView:
         self._slow: tuple[float, dict[str, Any]] = (-REFRESH_S, {})
         self._slow_lock = threading.Lock()
         self._jpegs: dict[int, tuple[int, bytes]] = {}  # by width: index and picture
-        self._asked = self._agreed = 0
+        self._opinion: tuple[int, Prediction] | None = None  # the frozen model's latest, and of which frame
+        self._entropy_sum, self._entropy_count = 0.0, 0  # since the last sample
+        self.compared = self.agreed = 0
 
     def write(self, frame: Frame, prediction: Prediction) -> None:
         """Take note of one prediction."""
@@ -66,6 +78,7 @@ class CameraView:
         with self._changed:
             self._latest = (frame, prediction, now_s)
             self._entropies.append(prediction.entropy)
+            self._entropy_sum, self._entropy_count = self._entropy_sum + prediction.entropy, self._entropy_count + 1
             self._ages_s.append(age_s)
             self._done_s.append(now_s)
             self._age_counts[int(np.searchsorted(AGE_BUCKETS_S, age_s))] += 1
@@ -119,6 +132,16 @@ class CameraView:
         return self._adapter.drift_ratio
 
     @property
+    def calm(self) -> int:
+        """Steps not made because there was nothing to adapt to."""
+        return self._adapter.counters.rejected.get(BreachCode.CALM, 0)
+
+    @property
+    def refused(self) -> int:
+        """Updates that a guard refused or that failed; being calm is no fault."""
+        return self._adapter.counters.adapt_rejected - self.calm
+
+    @property
     def counts(self) -> ReaderCounts:
         """Frames captured, delivered and dropped."""
         return self._reader.counts
@@ -158,8 +181,39 @@ class CameraView:
                 self._jpegs[width] = (frame.index, _jpeg(frame.image, width))
             return self._jpegs[width]
 
-    def status(self) -> dict[str, Any]:
-        """Everything the page shows, as plain JSON values."""
+    def sample(self, now_s: float, *, compare: bool) -> None:
+        """Add to the history what has become of the camera.
+
+        Args:
+            now_s: seconds since 1970.
+            compare: ask the frozen model about the latest picture, if it is a new one; an inference where θ has moved.
+        """
+        with self._changed:
+            latest, self._entropy_sum, total = self._latest, 0.0, self._entropy_sum
+            count, self._entropy_count = self._entropy_count, 0
+        before = self.compared, self.agreed
+        if compare and latest is not None:
+            with self._slow_lock:
+                self._compare(latest)
+        counters = self._adapter.counters
+        sample = Sample(
+            frames=counters.frames_inferred,
+            updates=counters.adapt_steps,
+            refused=self.refused,
+            rollbacks=sum(counters.rollbacks.values()),
+            disconnects=int(self.connection.get("disconnects", 0)),
+            entropy=total / count if count else None,
+            drift=self.drift,
+            agreed=self.agreed > before[1] if self.compared > before[0] else None,
+        )
+        self.history.add(now_s, sample)
+
+    def status(self, *, compare: bool = False) -> dict[str, Any]:
+        """Everything the page shows, as plain JSON values.
+
+        Args:
+            compare: ask the frozen model about the latest picture, twice a second at most; else its latest opinion.
+        """
         with self._changed:
             latest, entropies = self._latest, [round(value, 4) for value in self._entropies]
         counters, counts = self._adapter.counters, self.counts
@@ -174,7 +228,8 @@ class CameraView:
             "inferred": counters.frames_inferred,
             "dropped": counts.dropped,
             "adapt_steps": counters.adapt_steps,
-            "adapt_rejected": counters.adapt_rejected,
+            "adapt_rejected": self.refused,
+            "calm": self.calm,
             "last_rejection": self._adapter.last_rejection,
             "prediction": None if latest is None else _prediction(latest[1]),
             "entropies": entropies,
@@ -183,7 +238,7 @@ class CameraView:
         if latest is not None:
             height, width = latest[0].image.shape[:2]
             values |= {"frame": latest[0].index, "time_s": round(latest[0].time_s, 3), "size": [width, height]}
-        return values | self._slow_values(latest)
+        return values | self._slow_values(latest, compare=compare)
 
     def percentiles(self) -> dict[str, Percentiles]:
         """Of `infer_ms`, `adapt_ms` and `frame_age_ms`, over the latest frames."""
@@ -195,7 +250,7 @@ class CameraView:
             "frame_age_ms": Percentiles.of(ages_ms),
         }
 
-    def _slow_values(self, latest: tuple[Frame, Prediction, float] | None) -> dict[str, Any]:
+    def _slow_values(self, latest: tuple[Frame, Prediction, float] | None, *, compare: bool) -> dict[str, Any]:
         with self._slow_lock:
             made_s, values = self._slow
             if time.monotonic() - made_s < REFRESH_S:
@@ -204,19 +259,25 @@ class CameraView:
             values["rate"] = self._rate()
             values["drift"] = self.drift
             values["moved"] = self.moved
-            values["frozen"] = self._compare(latest)
+            if compare and latest is not None:
+                self._compare(latest)
+            values["frozen"] = None if self._opinion is None else self._frozen_values(self._opinion[1])
             self._slow = (time.monotonic(), values)
             return values
 
-    def _compare(self, latest: tuple[Frame, Prediction, float] | None) -> dict[str, Any] | None:
-        if latest is None or self._frozen is None:
-            return None
-        frozen = self._frozen.ask(latest[0].image)
-        if frozen is None:
-            return None
-        self._asked += 1
-        self._agreed += frozen.index == latest[1].index
-        return {**_prediction(frozen), "agreement": self._agreed / self._asked, "compared": self._asked}
+    def _frozen_values(self, opinion: Prediction) -> dict[str, Any]:
+        return {**_prediction(opinion), "agreement": self.agreed / self.compared, "compared": self.compared}
+
+    def _compare(self, latest: tuple[Frame, Prediction, float]) -> None:
+        """Ask what the source model says, which an adapter that has not moved has said already."""
+        frame, prediction, _ = latest
+        if self._frozen is None or (self._opinion is not None and self._opinion[0] == frame.index):
+            return
+        opinion = self._frozen.ask(frame.image) if prediction.adapted else prediction
+        if opinion is not None:
+            self._opinion = (frame.index, opinion)
+            self.compared += 1
+            self.agreed += opinion.index == prediction.index
 
     def _rate(self) -> float:
         now_s = time.monotonic()
