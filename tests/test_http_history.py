@@ -201,7 +201,7 @@ def test_the_page_draws_the_day(toy_bundle: Path, tmp_path: Path) -> None:
             chart = "document.getElementById('history')"
             pixels = f"[...{chart}.getContext('2d').getImageData(0, 0, {chart}.width, {chart}.height).data]"
             painted = browser.evaluate(f"{pixels}.filter((value, at) => at % 4 === 3 && value).length")
-            assert painted > 1000
+            assert painted > 200
             assert not browser.errors
     finally:
         run.close()
