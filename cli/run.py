@@ -143,16 +143,14 @@ def run(
         with Stages(console) as stages:
             open_one = EngineChoice(engine.value, threads, stages)
             adapters = adapters_for(path, cameras, stack, adapt.value, open_one, settings, records)
-        keep_states(adapters, state, stack)
+        keepers = keep_states(adapters, state, stack)
         begin_records(records, adapters, cameras, threads)
         expected = [camera.frames_expected for camera in cameras.values()]
         if views is not None:
-            views.start(path, adapters, open_one, stack)
+            views.start(path, adapters, open_one, stack, state, keepers)
         with RunDisplay(console, _total(expected, limit)) as display:
             policy = None if latest is None else _POLICY[latest]
-            lanes = lanes_for(
-                cameras, adapters, outputs, display, views, stack, policy=policy, limit=limit, state=state
-            )
+            lanes = lanes_for(cameras, adapters, outputs, display, stack, policy=policy, limit=limit, views=views)
             total, parts = run_lanes(lanes, stop=lambda: stopper.signal is not None, limit=limit)
         _report(total, parts, lines, display.labels, outputs.videos)
     if total.failure is not None:

@@ -28,6 +28,7 @@ from mgg_edge.runtime.sources.source import FrameSource
 from mgg_edge.runtime.sources.source_live import LiveOptions
 from mgg_edge.runtime.sources.source_open import open_source, split_name, suggest_name
 from mgg_edge.runtime.store.state_file import file_name
+from mgg_edge.runtime.store.state_file_keeper import StateKeeper
 
 __all__ = ["Outputs", "Views", "adapters_for", "lanes_for", "open_named", "serving"]
 
@@ -162,19 +163,41 @@ def adapters_for(
 
 @dataclass
 class Views:
-    """The server and the source model beside the adapted ones, where the user asked for a page."""
+    """The server and the source model beside the adapted ones, where the user asked for a page.
+
+    Attributes:
+        server: answers since before the cameras were opened.
+        frozen: the source model.
+        state: the directory that histories lie in too.
+        keepers: what saves the cameras' states.
+    """
 
     server: LiveServer
     frozen: FrozenModel | None = None
+    state: Path | None = None
+    keepers: Mapping[str, StateKeeper] = field(default_factory=dict)
 
     def start(
-        self, path: Path, adapters: Mapping[str, Adapter], engine: EngineChoice, stack: contextlib.ExitStack
+        self,
+        path: Path,
+        adapters: Mapping[str, Adapter],
+        engine: EngineChoice,
+        stack: contextlib.ExitStack,
+        state: Path | None,
+        keepers: Mapping[str, StateKeeper],
     ) -> None:
         """Say what runs, and prepare the source model for comparison."""
+        self.state, self.keepers = state, keepers
         first = next(iter(adapters.values()))
         self.frozen = FrozenModel(lambda: Adapter.open(path, engine=engine.name, adapt="off", threads=1))
         stack.callback(self.frozen.close)
         self.server.info |= {"engine": first.engine_name, "bundle": path.name, "bundle_id": first.bundle_id}
+
+    def of_camera(self, name: str, adapter: Adapter, reader: Reader) -> CameraView:
+        """What is known of one camera; its history lies beside its state."""
+        return CameraView(
+            name, adapter, reader, self.frozen, History(self.state, file_name(name)), self.keepers.get(name)
+        )
 
 
 def serving(listen: str | None, stack: contextlib.ExitStack, allowed_hosts: Sequence[str] = ()) -> Views | None:
@@ -199,22 +222,20 @@ def lanes_for(
     adapters: Mapping[str, Adapter],
     outputs: Outputs,
     display: RunDisplay,
-    views: Views | None,
     stack: contextlib.ExitStack,
     *,
     policy: Policy | None,
     limit: int | None,
-    state: Path | None,
+    views: Views | None,
 ) -> list[Lane]:
-    """Start a reader for each camera and join everything that belongs to it; histories lie in the state's directory."""
+    """Start a reader for each camera and join everything that belongs to it."""
     lanes, shown = [], []
     for name, source in cameras.items():
         reader = stack.enter_context(Reader(source, policy, limit=limit))
         sinks = list(outputs.sinks[name])
         lane = Lane(name, reader, adapters[name], sinks, display.of_source(name))
         if views is not None:
-            history = History(state, file_name(name))
-            view = CameraView(name, adapters[name], reader, views.frozen, history)
+            view = views.of_camera(name, adapters[name], reader)
             shown.append(view)
             lane = Lane(name, reader, adapters[name], [*sinks, view], lane.progress, view.beat)
         lanes.append(lane)

@@ -17,17 +17,24 @@ from mgg_edge.runtime.store.state_file_keeper import StateKeeper
 __all__ = ["begin_records", "keep_states", "open_records"]
 
 
-def keep_states(adapters: Mapping[str, Adapter], directory: Path | None, stack: contextlib.ExitStack) -> None:
+def keep_states(
+    adapters: Mapping[str, Adapter], directory: Path | None, stack: contextlib.ExitStack
+) -> dict[str, StateKeeper]:
     """Let each camera go on from its state in the directory, and save it there now and then and at the end.
+
+    Returns:
+        What saves each camera's state; nothing without a directory.
 
     Raises:
         StateError: a state of another bundle, or one in use by another process.
         SinkError: the directory cannot be written.
     """
     if directory is None:
-        return
-    for name, adapter in adapters.items():
-        stack.enter_context(StateKeeper(adapter, StateStore(directory, file_name(name), adapter.bundle_id)))
+        return {}
+    return {
+        name: stack.enter_context(StateKeeper(adapter, StateStore(directory, file_name(name), adapter.bundle_id)))
+        for name, adapter in adapters.items()
+    }
 
 
 def open_records(

@@ -25,7 +25,7 @@ from mgg_edge.compat import Self
 from mgg_edge.errors import SourceError, UsageError
 from mgg_edge.runtime.sources.source import Frame, FrameSource
 
-__all__ = ["POLICIES", "Policy", "Reader", "ReaderCounts"]
+__all__ = ["LEFT_OVER", "POLICIES", "SUPERSEDED", "Policy", "Reader", "ReaderCounts"]
 
 Policy = Literal["latest", "every-frame"]
 POLICIES: tuple[Policy, ...] = ("latest", "every-frame")

@@ -30,17 +30,18 @@ from typing import Protocol
 from mgg_edge.errors import MggEdgeError, UsageError
 from mgg_edge.runtime.adaptation.adapter import Adapter, Prediction
 from mgg_edge.runtime.outputs.sinks import Sink
-from mgg_edge.runtime.pipeline import Reader, ReaderCounts
+from mgg_edge.runtime.pipeline import LEFT_OVER, SUPERSEDED, Reader, ReaderCounts
 from mgg_edge.runtime.preprocess import check_picture
 from mgg_edge.runtime.session_summary import Ending, Percentiles, Summary
-from mgg_edge.runtime.sources.source import LOST, Frame
+from mgg_edge.runtime.sources.source import LOST, UNREADABLE, Frame
 
-__all__ = ["Ending", "Percentiles", "Progress", "Summary", "run"]
+__all__ = ["DROP_REASONS", "Ending", "Percentiles", "Progress", "Summary", "run"]
 
 POLL_S = 0.1  # between looks at `stop` while no frame comes
 DRAIN_S = 5.0  # for a source to end after it was asked to
 MAX_AGES = 1 << 16  # a stream has no end, the memory for its frames' ages must have one
 MALFORMED, FAILED = "malformed", "failed"
+DROP_REASONS = (SUPERSEDED, LEFT_OVER, MALFORMED, UNREADABLE, LOST, FAILED)
 _logger = logging.getLogger(__name__)
 
 

@@ -54,8 +54,9 @@ class Browser:
         return self._errors
 
     def open(self, address: str) -> None:
-        """Go to an address."""
+        """Go to an address, and wait until its document is there."""
         self.page("Page.navigate", url=address)
+        self.wait_for(f"location.href.startsWith({json.dumps(address)}) && document.readyState === 'complete'")
 
     def evaluate(self, script: str) -> Any:
         """Value of an expression in the page."""

@@ -16,8 +16,7 @@ import pytest
 import toy
 from mgg_edge.errors import EngineError, MggEdgeError, StateError, UsageError
 from mgg_edge.runtime import Adapter, Bundle, Diagnostics, Engine, StepLimits, open_engine
-from mgg_edge.runtime.adaptation import adapter as adapter_module
-from mgg_edge.runtime.adaptation import adapter_learner
+from mgg_edge.runtime.adaptation import adapter_learner, adapter_times
 from mgg_edge.runtime.bundle.graphs import embed_weights
 from mgg_edge.state import AdaptState
 
@@ -141,11 +140,12 @@ class TestSchedule:
             assert values(run(on, 4)) == values(run(off, 4))
 
     def test_times_are_bounded(self, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(adapter_module, "MAX_TIMES", 5)
-        monkeypatch.setattr(adapter_learner, "MAX_TIMES", 5)
+        monkeypatch.setattr(adapter_times, "LATEST", 5)
         with Adapter.open(toy_bundle) as adapter:
             run(adapter, 30)
             assert (len(adapter.infer_times_ms), len(adapter.adapt_times_ms)) == (5, 5)
+            assert adapter.infer_totals[0] == 30
+            assert adapter.infer_totals[1] > sum(adapter.infer_times_ms)
 
 
 def fail_adapt(wrapped: Wrapped) -> None:

@@ -88,7 +88,7 @@ def figures(text: str) -> dict[str, float]:
         if line.startswith("#"):
             word, kind, name, rest = line.split(" ", 3)
             assert (word, kind in ("HELP", "TYPE")) == ("#", True)
-            assert kind == "HELP" or rest in ("counter", "gauge", "histogram")
+            assert kind == "HELP" or rest in ("counter", "gauge", "histogram", "summary")
             declared.add(name)
             continue
         match = re.fullmatch(r'(\w+)(\{(?:\w+="(?:[^"\\\n]|\\["\\n])*",?)*\})? (\S+)', line)
@@ -128,7 +128,8 @@ def test_metrics_are_well_formed_and_add_up(running: Running) -> None:
     assert found[f"mgg_edge_frames_inferred_total{camera}"] == counters.frames_inferred
     assert found[f"mgg_edge_frames_captured_total{camera}"] == counters.frames_inferred + dropped
     assert found[f"mgg_edge_adapt_steps_total{camera}"] == counters.adapt_steps
-    assert found[f"mgg_edge_adapt_rejected_total{camera}"] == counters.adapt_rejected
+    rejected = sum(value for name, value in found.items() if name.startswith("mgg_edge_adapt_rejected_total"))
+    assert rejected + found[f"mgg_edge_adapt_calm_total{camera}"] == counters.adapt_rejected
     assert found[f"mgg_edge_frame_age_seconds_count{camera}"] == counters.frames_inferred
     assert found['mgg_edge_frame_age_seconds_bucket{camera="door",le="+Inf"}'] == counters.frames_inferred
     buckets = [value for name, value in found.items() if "_bucket" in name]

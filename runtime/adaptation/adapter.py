@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -32,6 +31,7 @@ from mgg_edge.runtime.adaptation.adapter_learner import Learner
 from mgg_edge.runtime.adaptation.adapter_settings import AdapterSettings, Counters
 from mgg_edge.runtime.adaptation.adapter_settler import Settler
 from mgg_edge.runtime.adaptation.adapter_step import Stepper
+from mgg_edge.runtime.adaptation.adapter_times import Times
 from mgg_edge.runtime.adaptation.adapter_watch import Watch
 from mgg_edge.runtime.adaptation.adapter_worker import Worker
 from mgg_edge.runtime.adaptation.buffer import Buffer
@@ -48,7 +48,6 @@ from mgg_edge.state import AdaptState
 __all__ = ["SCHEDULES", "Adapter", "AdapterSettings", "Counters", "Journal", "Prediction"]
 
 # Percentiles of the latest frames; a stream has no end, the memory for its times must have one.
-MAX_TIMES = 1 << 16
 FORKED = (
     "adapter: it was opened in another process, whose engine and threads are not in this one; open an adapter after "
     "the fork, in the process that uses it"
@@ -128,7 +127,7 @@ class Adapter(AdapterFacts):
         if not self._adapts and self.settings.settle_frames:
             self._settler.settle(self._learner.published)
         self._calling = threading.RLock()
-        self._infer_times_ms: deque[float] = deque(maxlen=MAX_TIMES)
+        self._infer_times = Times()
         self._process = os.getpid()
 
     @classmethod
@@ -209,7 +208,7 @@ class Adapter(AdapterFacts):
             predictions = [Prediction.of(row, labels, adapted=published.adapted, step=published.step) for row in logits]
             elapsed_ms = (time.perf_counter() - start_s) * 1e3 / len(fitted)
             for number, image in enumerate(fitted):
-                self._infer_times_ms.append(elapsed_ms)
+                self._infer_times.add(elapsed_ms)
                 moment_s = None if times_s is None else times_s[number]
                 self._observe(image, published, logits[number], features[number], moment_s)
                 self._settler.observe(published)

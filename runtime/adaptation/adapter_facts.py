@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 from mgg_edge.manifest import Manifest
 from mgg_edge.runtime.adaptation.adapter_events import Work
 from mgg_edge.runtime.adaptation.adapter_learner import Learner
 from mgg_edge.runtime.adaptation.adapter_settings import Counters
+from mgg_edge.runtime.adaptation.adapter_times import Times
 from mgg_edge.runtime.adaptation.adapter_worker import Worker
 from mgg_edge.runtime.adaptation.guard import StepLimits, drift_ratio
 from mgg_edge.runtime.bundle.bundle import Bundle
@@ -24,7 +23,7 @@ class AdapterFacts:
     _learner: Learner
     _limits: StepLimits
     _worker: Worker[Work] | None
-    _infer_times_ms: deque[float]
+    _infer_times: Times
 
     @property
     def manifest(self) -> Manifest:
@@ -74,10 +73,21 @@ class AdapterFacts:
     @property
     def infer_times_ms(self) -> tuple[float, ...]:
         """Time of each of the latest inferences, resizing included."""
-        return tuple(self._infer_times_ms)
+        return tuple(self._infer_times.latest_ms)
 
     @property
     def adapt_times_ms(self) -> tuple[float, ...]:
         """Time of each of the latest adaptation steps, guard included."""
         with self._learner.lock:
-            return tuple(self._learner.times_ms)
+            return tuple(self._learner.times.latest_ms)
+
+    @property
+    def infer_totals(self) -> tuple[int, float]:
+        """Inferences so far, and milliseconds that they took in all."""
+        return self._infer_times.count, self._infer_times.sum_ms
+
+    @property
+    def adapt_totals(self) -> tuple[int, float]:
+        """Adaptation steps so far, refused ones included, and milliseconds that they took in all."""
+        with self._learner.lock:
+            return self._learner.times.count, self._learner.times.sum_ms

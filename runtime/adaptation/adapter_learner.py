@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -22,6 +21,7 @@ from mgg_edge.runtime.adaptation.adapter_budget import Budget
 from mgg_edge.runtime.adaptation.adapter_events import Event, Published, Work
 from mgg_edge.runtime.adaptation.adapter_settings import Counters
 from mgg_edge.runtime.adaptation.adapter_step import Attempt, Stepper
+from mgg_edge.runtime.adaptation.adapter_times import Times
 from mgg_edge.runtime.adaptation.adapter_watch import Watch
 from mgg_edge.runtime.adaptation.buffer import Batch
 from mgg_edge.runtime.adaptation.gate import Observation
@@ -35,7 +35,6 @@ from mgg_edge.state import AdaptState
 __all__ = ["Learner"]
 
 # Percentiles of the latest steps; a stream has no end, the memory for its times must have one.
-MAX_TIMES = 1 << 16
 MAX_LOGGED_REASONS = 50
 _logger = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ class Learner:
         published: what inference uses.
         watch: what decides, as of now.
         last_rejection: why the latest refused or failed step was not committed.
-        times_ms: durations of the latest steps.
+        times: durations of steps.
         lock: held for every change of these, never during a step or an inference.
     """
 
@@ -79,7 +78,7 @@ class Learner:
         self._performing, self.lock = threading.Lock(), threading.RLock()
         self.published, self.watch = Published(source), watch
         self.last_rejection: str | None = None
-        self.times_ms: deque[float] = deque(maxlen=MAX_TIMES)
+        self.times = Times()
 
     @property
     def counters(self) -> Counters:
@@ -129,7 +128,7 @@ class Learner:
                 self._reject(Breach(BreachCode.ENGINE, str(error)))
             elapsed_ms = (self._clock() - start_s) * 1e3
             with self.lock:
-                self.times_ms.append(elapsed_ms)
+                self.times.add(elapsed_ms)
                 self._budget, late = self._budget.measured(elapsed_ms)
                 self.watch = replace(self.watch, counters=self.counters.plus(adapt_late=int(late)))
 

@@ -10,7 +10,7 @@ import io
 import threading
 import time
 from collections import deque
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from mgg_edge.runtime.pipeline import Reader, ReaderCounts
 from mgg_edge.runtime.session_summary import Percentiles
 from mgg_edge.runtime.sources.source import Frame
 
-__all__ = ["AGE_BUCKETS_S", "MAX_WIDTH", "CameraView"]
+__all__ = ["AGE_BUCKETS_S", "MAX_WIDTH", "CameraView", "Keeper"]
 
 HISTORY = 240  # predictions in the page's curves
 AGES = 4096  # frames in the age percentiles
@@ -36,6 +36,17 @@ MAX_WIDTH = WIDTHS[-1]
 JPEG_QUALITY = 80
 
 
+class Keeper(Protocol):
+    """What saves a camera's state.
+
+    Attributes:
+        saves, failures: saves made, and saves that failed.
+    """
+
+    saves: int
+    failures: int
+
+
 class CameraView:
     """A sink that remembers the latest prediction; every other method may be called from any thread.
 
@@ -45,6 +56,7 @@ class CameraView:
         reader: its reader.
         frozen: the source model, where it is to be compared.
         history: where `sample` takes notes; in memory by default.
+        keeper: what saves its state, where something does.
     """
 
     def __init__(
@@ -54,8 +66,9 @@ class CameraView:
         reader: Reader,
         frozen: FrozenModel | None = None,
         history: History | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
-        self.name, self.history = name, history or History()
+        self.name, self.history, self.keeper = name, history or History(), keeper
         self._adapter, self._reader, self._frozen = adapter, reader, frozen
         self._changed = threading.Condition()
         self._latest: tuple[Frame, Prediction, float] | None = None
@@ -153,9 +166,12 @@ class CameraView:
 
     @property
     def connection(self) -> dict[str, Any]:
-        """`connected`, `disconnects`, `kills`, `reconnects` of a live source; empty for others."""
+        """`connected`, `disconnects`, `kills`, `reconnects`, `downtime_s` of a live source; empty for others."""
         stats = getattr(self._reader.source, "stats", None)
-        return {} if stats is None else dict(vars(stats))
+        if stats is None:
+            return {}
+        facts = {name: getattr(stats, name) for name in ("connected", "disconnects", "kills", "reconnects")}
+        return {**facts, "downtime_s": round(stats.downtime_s, 3)}
 
     def age_histogram(self) -> tuple[list[int], float]:
         """Frames by age: one count for each bound of `AGE_BUCKETS_S` and one beyond, and the sum in seconds."""

@@ -1,7 +1,8 @@
 """A run's numbers in the Prometheus text format, version 0.0.4.
 
-Counters end in `_total`, times are in seconds; each camera is the label `camera`. Percentiles are over the latest
-65,536 inferences and steps; the frame age is a histogram, so that it can be added up over devices.
+Counters end in `_total` and begin at 0 with every reason they may have, times are in seconds; each camera is the label
+`camera`. Quantiles are over the latest 65,536 inferences and steps; the frame age is a histogram, so that it can be
+added up over devices. deploy/alarms.yml and deploy/grafana.json are made of these.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from mgg_edge.runtime.adaptation.guard import BreachCode
+from mgg_edge.runtime.adaptation.guard_ladder import Rung
 from mgg_edge.runtime.outputs.http_view import AGE_BUCKETS_S, CameraView
+from mgg_edge.runtime.session import DROP_REASONS
 from mgg_edge.runtime.session_summary import Percentiles
 
 __all__ = ["CONTENT_TYPE", "process_figures", "render"]
@@ -34,6 +38,22 @@ class _Text:
         if value is not None:
             inside = ",".join(f'{key}="{_escape(text)}"' for key, text in labels.items())
             lines.append(f"mgg_edge_{name}{suffix}{f'{{{inside}}}' if inside else ''} {_number(value)}")
+
+    def add_counts(
+        self, name: str, about: str, counts: Mapping[str, int], known: Iterable[str], by: str, labels: Labels
+    ) -> None:
+        """A counter for each reason, those that never occurred included: rates need a beginning."""
+        for reason in sorted({*known, *counts}):
+            self.add(name, "counter", about, counts.get(reason, 0), {**labels, by: reason})
+
+    def add_summary(self, name: str, about: str, times: Percentiles, totals: tuple[int, float], labels: Labels) -> None:
+        """Quantiles, number and sum of durations in milliseconds, as seconds."""
+        for field, quantile in _QUANTILES.items():
+            value_ms: float | None = getattr(times, field)
+            value_s = None if value_ms is None else value_ms / 1e3
+            self.add(name, "summary", about, value_s, {**labels, "quantile": quantile})
+        self.add(name, "summary", about, totals[1] / 1e3, labels, suffix="_sum")
+        self.add(name, "summary", about, totals[0], labels, suffix="_count")
 
     def __str__(self) -> str:
         return "".join(f"{line}\n" for lines in self._families.values() for line in lines)
@@ -76,18 +96,16 @@ def process_figures() -> dict[str, tuple[str, float]]:
 
 def _add_frames(text: _Text, camera: CameraView) -> None:
     labels, counts = {"camera": camera.name}, camera.counts
-    text.add(
-        "frames_captured_total", "counter", "Frames taken from the source, or lost in it.", counts.captured, labels
-    )
+    about = "Frames taken from the source, or lost in it."
+    text.add("frames_captured_total", "counter", about, counts.captured, labels)
     inferred = camera.adapter.counters.frames_inferred
     text.add("frames_inferred_total", "counter", "Frames that got a prediction.", inferred, labels)
     about = "Frames that got no prediction, by reason."
-    text.add("frames_dropped_total", "counter", about, None, labels)
-    for reason, count in sorted(counts.dropped.items()):
-        text.add("frames_dropped_total", "counter", about, count, {**labels, "reason": reason})
+    text.add_counts("frames_dropped_total", about, counts.dropped, DROP_REASONS, "reason", labels)
     text.add("frames_waiting", "gauge", "Frames read and not yet looked at.", counts.waiting, labels)
     age_s = camera.prediction_age_s
     text.add("prediction_age_seconds", "gauge", "Time since the latest prediction.", age_s, labels)
+    text.add("ended", "gauge", "1 once the camera's run is over.", float(camera.ended), labels)
 
 
 def _add_adaptation(text: _Text, camera: CameraView) -> None:
@@ -96,25 +114,35 @@ def _add_adaptation(text: _Text, camera: CameraView) -> None:
         (latest.entropy, latest.probability, float(latest.adapted)) if latest else (None, None, None)
     )
     text.add("adapt_steps_total", "counter", "Updates committed.", counters.adapt_steps, labels)
-    text.add("adapt_rejected_total", "counter", "Updates refused or failed.", counters.adapt_rejected, labels)
+    refused = {code: count for code, count in counters.rejected.items() if code != BreachCode.CALM}
+    codes = [code.value for code in BreachCode if code != BreachCode.CALM]
+    about = "Updates refused or failed, by reason."
+    text.add_counts("adapt_rejected_total", about, refused, codes, "reason", labels)
+    about = "Steps not made because there was nothing to adapt to."
+    text.add("adapt_calm_total", "counter", about, camera.calm, labels)
+    about = "Times that theta was set back, by how far."
+    text.add_counts("rollbacks_total", about, counters.rollbacks, [rung.label for rung in Rung], "rung", labels)
     text.add("entropy_nats", "gauge", "Entropy of the latest prediction.", entropy, labels)
     text.add("probability", "gauge", "Probability of the latest prediction's label.", probability, labels)
     text.add("adapted", "gauge", "1 if the model is no longer the source's.", adapted, labels)
     about = "Distance of the features from the source's, in its standard deviations."
     text.add("drift", "gauge", about, camera.drift, labels)
-    text.add(
-        "theta_moved_ratio",
-        "gauge",
-        "Distance of theta from the source's over the largest allowed.",
-        camera.moved,
-        labels,
-    )
+    about = "Distance of theta from the source's over the largest allowed."
+    text.add("theta_moved_ratio", "gauge", about, camera.moved, labels)
+    about = "Pictures that the frozen source model was asked about."
+    text.add("compared_total", "counter", about, camera.compared, labels)
+    about = "Pictures of those that it names as the adapted model does."
+    text.add("agreed_total", "counter", about, camera.agreed, labels)
+    saves, failures = (camera.keeper.saves, camera.keeper.failures) if camera.keeper else (None, None)
+    text.add("state_saves_total", "counter", "States saved.", saves, labels)
+    text.add("state_save_failures_total", "counter", "States that could not be saved.", failures, labels)
 
 
 def _add_times(text: _Text, camera: CameraView) -> None:
     labels, times = {"camera": camera.name}, camera.percentiles()
-    _add_quantiles(text, "infer_seconds", "Time of one inference.", times["infer_ms"], labels)
-    _add_quantiles(text, "adapt_seconds", "Time of one adaptation step.", times["adapt_ms"], labels)
+    totals = camera.adapter.infer_totals, camera.adapter.adapt_totals
+    text.add_summary("infer_seconds", "Time of one inference.", times["infer_ms"], totals[0], labels)
+    text.add_summary("adapt_seconds", "Time of one adaptation step.", times["adapt_ms"], totals[1], labels)
     counts, sum_s = camera.age_histogram()
     about, total = "From a picture's decoding to its prediction.", 0
     for bound, count in zip((*AGE_BUCKETS_S, math.inf), counts, strict=True):
@@ -125,13 +153,6 @@ def _add_times(text: _Text, camera: CameraView) -> None:
     text.add("frame_age_seconds", "histogram", about, total, labels, suffix="_count")
 
 
-def _add_quantiles(text: _Text, name: str, about: str, times: Percentiles, labels: Labels) -> None:
-    for field, quantile in _QUANTILES.items():
-        value_ms: float | None = getattr(times, field)
-        value_s = None if value_ms is None else value_ms / 1e3
-        text.add(name, "gauge", about, value_s, {**labels, "quantile": quantile})
-
-
 def _add_connection(text: _Text, camera: CameraView) -> None:
     labels, connection = {"camera": camera.name}, camera.connection
     families: Iterable[tuple[str, str, str, str]] = (
@@ -139,6 +160,7 @@ def _add_connection(text: _Text, camera: CameraView) -> None:
         ("disconnects", "source_disconnects_total", "counter", "Connections lost."),
         ("kills", "decoder_kills_total", "counter", "Decoding processes killed because nothing came."),
         ("reconnects", "source_reconnects_total", "counter", "Connections made anew."),
+        ("downtime_s", "source_down_seconds_total", "counter", "Time without a connection, the first wait included."),
     )
     for key, name, kind, about in families:
         value = connection.get(key)

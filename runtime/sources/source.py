@@ -24,9 +24,10 @@ from mgg_edge.compat import Self
 from mgg_edge.errors import SourceError
 from mgg_edge.runtime.preprocess import check_picture
 
-__all__ = ["DEFAULT_RATE", "LOST", "ClosingSource", "Frame", "FrameSource", "IteratorSource"]
+__all__ = ["DEFAULT_RATE", "LOST", "UNREADABLE", "ClosingSource", "Frame", "FrameSource", "IteratorSource"]
 
-LOST = "lost"  # in `losses`: missing in the source, or not decodable
+# In `losses`: missing in the source or not decodable; files of a folder or list that are no picture or video.
+LOST, UNREADABLE = "lost", "unreadable"
 DEFAULT_RATE = Fraction(25)  # pictures per second, where nothing usable is stated
 
 

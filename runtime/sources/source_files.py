@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from mgg_edge.errors import MggEdgeError, SourceError, UsageError
 from mgg_edge.files import is_clutter
-from mgg_edge.runtime.sources.source import DEFAULT_RATE, ClosingSource, Frame
+from mgg_edge.runtime.sources.source import DEFAULT_RATE, UNREADABLE, ClosingSource, Frame
 from mgg_edge.runtime.sources.video import VideoSource
 from mgg_edge.scenes.picture_file import read_animation
 
@@ -44,7 +44,6 @@ VIDEO_FILE_SUFFIXES = frozenset(
 )  # fmt: skip
 ANIMATED_SUFFIXES = frozenset({".gif", ".webp"})  # may hold several pictures
 MAX_LIST_BYTES = 1 << 26
-UNREADABLE = "unreadable"
 MAX_NAMED = 5
 _logger = logging.getLogger(__name__)
 

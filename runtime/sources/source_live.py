@@ -70,12 +70,21 @@ class LiveStats:
         disconnects: connections lost, for any reason.
         kills: decoding processes killed because nothing came.
         reconnects: connections made anew.
+        down_s: seconds without a connection that have ended.
+        lost_s: time (`time.monotonic`) since when there is none; None while there is one.
     """
 
     connected: bool = False
     disconnects: int = 0
     kills: int = 0
     reconnects: int = 0
+    down_s: float = 0.0
+    lost_s: float | None = None
+
+    @property
+    def downtime_s(self) -> float:
+        """Seconds without a connection, until now."""
+        return self.down_s + (0.0 if self.lost_s is None else time.monotonic() - self.lost_s)
 
 
 class LiveSource(ClosingSource):
@@ -109,7 +118,7 @@ class LiveSource(ClosingSource):
         self._lock = threading.Lock()  # guards `_decoder` against an interruption while it is replaced
         self._decoder: Decoder | None = None
         self._connected_s = 0.0
-        self.stats = LiveStats()
+        self.stats = LiveStats(lost_s=time.monotonic())
         self.failure: MggEdgeError | None = None
         self._first: Picture | None = None
         self._finite = False
@@ -233,7 +242,7 @@ class LiveSource(ClosingSource):
         except EndedError as error:
             raise SourceError("the stream ended without a picture") from error
         self._connected_s = time.monotonic()
-        self._count(connected=True)
+        self._count(connected=True, down_s=self.stats.downtime_s, lost_s=None)
         return opened, picture
 
     def _lost(self, error: Exception) -> None:
@@ -241,7 +250,8 @@ class LiveSource(ClosingSource):
         reason = f"no picture for {self._options.stall_timeout_s:g} s" if stalled else str(error)
         _logger.warning("%s: connection lost: %s", self.name, reason)
         self._drop_decoder()
-        self._count(connected=False, disconnects=self.stats.disconnects + 1, kills=self.stats.kills + int(stalled))
+        disconnects, kills = self.stats.disconnects + 1, self.stats.kills + int(stalled)
+        self._count(connected=False, disconnects=disconnects, kills=kills, lost_s=time.monotonic())
 
     def _drop_decoder(self) -> None:
         with self._lock:
