@@ -12,6 +12,11 @@ import toy
 from mgg_edge.runtime import Bundle, Engine, open_engine
 
 
+def pytest_configure() -> None:
+    """Give PyTorch one thread: of two processes with two each on two cores, both take several times as long."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch is not imported yet
+
+
 @pytest.fixture(scope="session")
 def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """File of the valid toy bundle; not to be written to."""
