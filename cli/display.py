@@ -122,13 +122,12 @@ class RunDisplay(_LiveView):
 
     Args:
         console: where to show it.
-        total: frames to come, or None when unknown.
 
     Attributes:
         labels: how often each label, with its index, was predicted.
     """
 
-    def __init__(self, console: Console, total: int | None) -> None:
+    def __init__(self, console: Console) -> None:
         self.labels: Counter[tuple[str, int]] = Counter()
         self._entropies: dict[str, deque[float]] = {}
         self._last: dict[str, Prediction] = {}
@@ -136,12 +135,18 @@ class RunDisplay(_LiveView):
         self._progress = Progress(
             TextColumn("{task.completed} frames"), BarColumn(), _Rate(), TimeRemainingColumn(), console=console
         )
-        self._task = self._progress.add_task("run", total=total)
+        self._task = self._progress.add_task("run", total=None)
         super().__init__(console)
 
-    def __call__(self, _: Frame, prediction: Prediction) -> None:
-        """Take note of one prediction of the only source."""
-        self._note("", prediction)
+    def expect(self, total: int | None) -> None:
+        """Show how far it is to so many frames; None when nobody knows."""
+        self._progress.update(self._task, total=total)
+
+    def forget(self, name: str) -> None:
+        """Show a source no more."""
+        with self._lock:
+            self._last.pop(name, None)
+            self._entropies.pop(name, None)
 
     def of_source(self, name: str) -> Callable[[Frame, Prediction], None]:
         """What is told of the predictions of one of several sources."""

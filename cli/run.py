@@ -52,14 +52,22 @@ class LogFormat(StrEnum):
 
 def run(
     source: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             help="Video, picture, folder, 'pattern*', list.txt, camera number, /dev/video0, rtsp:// http(s):// udp:// "
             "address or GStreamer pipeline; NAME=… names it; again for each further camera.",
             envvar="MGG_EDGE_SOURCE",
             show_default=False,
         ),
-    ],
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CAMERAS.TOML",
+            help="Cameras of a file instead, each with its own words; read anew on SIGHUP.",
+            show_default=False,
+        ),
+    ] = None,
     bundle: Annotated[
         Path | None, typer.Option(help="Bundle (.mgg) to run; the one shipped with the package when not given.")
     ] = None,
@@ -121,38 +129,36 @@ def run(
     Ctrl-C, SIGTERM and a hang-up end the run after the frame in hand; outputs are completed and the summary is printed.
     """
     from mgg_edge.cli.display import RunDisplay, Stages, log_to_terminal
-    from mgg_edge.cli.run_parts import EngineChoice, Outputs, adapters_for, lanes_for, open_named, serving
-    from mgg_edge.cli.run_state import begin_records, keep_states, open_records
-    from mgg_edge.runtime.adaptation.adapter import AdapterSettings
+    from mgg_edge.cli.run_fleet import Fleet, Reload
+    from mgg_edge.cli.run_parts import EngineChoice, Models, Targets, open_sources, serving
+    from mgg_edge.cli.run_words import CameraWords, named, read_cameras
     from mgg_edge.runtime.outputs.sinks import JsonLines
     from mgg_edge.runtime.session_lanes import run_lanes
-    from mgg_edge.runtime.sources.source_live import LiveOptions
 
+    if (config is None) == (not source):
+        raise UsageError(f"run: expected either --source or --config, found {'both' if source else 'neither'}")
     console = log_to_terminal(as_json=log_format is LogFormat.JSON)
     lines = JsonLines(sys.stdout) if json else None
+    common = CameraWords("", "", bundle, adapt.value, adapt_budget_ms, latest, strict, stall_timeout, max_reconnects)
     with contextlib.ExitStack() as stack:
-        stopper = stack.enter_context(_StopRequest())
+        stopper = stack.enter_context(_StopRequest(reloads=config is not None))
         # Cheapest first: what is wrong with the arguments shows before the model is loaded.
         views = serving(serve, stack, allow_host or ())
-        path = bundle if bundle is not None else stack.enter_context(default_bundle())
-        options = LiveOptions(stall_timeout_s=stall_timeout, max_reconnects=max_reconnects)
-        cameras = open_named(source, options, stack, strict=strict)
-        outputs = Outputs.open(cameras, lines, save, csv, stack)
-        records = open_records(cameras, record, stack)
-        settings = AdapterSettings(budget_ms=adapt_budget_ms)
+        words = named(source or (), common) if config is None else read_cameras(config, common)
+        default = None if all(one.bundle for one in words) else stack.enter_context(default_bundle())
+        targets = Targets(lines, save, csv, record, state, several=len(words) > 1 or config is not None)
+        sources = open_sources(words)
         with Stages(console) as stages:
-            open_one = EngineChoice(engine.value, threads, stages)
-            adapters = adapters_for(path, cameras, stack, adapt.value, open_one, settings, records)
-        keepers = keep_states(adapters, state, stack)
-        begin_records(records, adapters, cameras, threads)
-        expected = [camera.frames_expected for camera in cameras.values()]
-        if views is not None:
-            views.start(path, adapters, open_one, stack, state, keepers)
-        with RunDisplay(console, _total(expected, limit)) as display:
-            policy = None if latest is None else _POLICY[latest]
-            lanes = lanes_for(cameras, adapters, outputs, display, stack, policy=policy, limit=limit, views=views)
-            total, parts = run_lanes(lanes, stop=lambda: stopper.signal is not None, limit=limit)
-        _report(total, parts, lines, display.labels, outputs.videos)
+            models = Models(EngineChoice(engine.value, threads, stages), default)
+            display = RunDisplay(console)
+            fleet = stack.enter_context(Fleet(targets, models, display, views, limit))
+            fleet.open(words, sources)
+            lanes = [fleet.start(one.name) for one in words]
+        display.expect(_total(fleet.frames_expected, limit))
+        attend = None if config is None else stack.enter_context(Reload(config, common, fleet)).attend
+        with display:
+            total, parts = run_lanes(lanes, stop=lambda: stopper.signal is not None, limit=limit, attend=attend)
+        _report(total, parts, lines, display.labels, fleet.videos)
     if total.failure is not None:
         raise total.failure
     if stopper.signal == signal.SIGINT:
@@ -177,9 +183,9 @@ def default_bundle() -> Iterator[Path]:
         yield path
 
 
-def _asked_to_end() -> tuple[signal.Signals, ...]:
-    """Signals that ask a run to end; a hang-up only where it is not ignored (nohup)."""
-    hang_up = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+def _asked_to_end(*, reloads: bool) -> tuple[signal.Signals, ...]:
+    """Signals that ask a run to end; a hang-up only where it is not ignored (nohup) and asks for nothing else."""
+    hang_up = () if reloads or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
     return (signal.SIGINT, signal.SIGTERM, *hang_up)
 
 
@@ -188,16 +194,20 @@ class _StopRequest:
 
     Supervisors signal a process and its whole group, so one request often comes twice.
 
+    Args:
+        reloads: leave SIGHUP to others.
+
     Attributes:
         signal: the signal received, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, reloads: bool = False) -> None:
+        self._numbers = _asked_to_end(reloads=reloads)
         self.signal: int | None = None
         self._asked_s = 0.0
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._note) for number in _asked_to_end()}
+        self._previous = {number: signal.signal(number, self._note) for number in self._numbers}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,10 +1,10 @@
-"""What `mgg-edge run` puts together: named sources, their outputs, adapters on one set of weights, and the server."""
+"""What `mgg-edge run` puts together: sources, and for each camera everything that belongs to it; the live page."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 import mgg_edge
 from mgg_edge.cli.display import RunDisplay
+from mgg_edge.cli.run_state import begin_record, keep_state, open_record
+from mgg_edge.cli.run_words import CameraWords
 from mgg_edge.errors import UsageError
-from mgg_edge.runtime.adaptation.adapter import Adapter, AdapterSettings, Journal
+from mgg_edge.runtime.adaptation.adapter import Adapter, AdapterSettings
 from mgg_edge.runtime.adaptation.site import site_note
 from mgg_edge.runtime.bundle.bundle import Bundle
 from mgg_edge.runtime.engines.engine import Engine, Progress, open_engine
@@ -22,97 +24,59 @@ from mgg_edge.runtime.outputs.http_history import History
 from mgg_edge.runtime.outputs.http_server import LiveServer, parse_listen
 from mgg_edge.runtime.outputs.http_view import CameraView
 from mgg_edge.runtime.outputs.sinks import AnnotatedVideo, CsvLines, JsonLines, Sink
-from mgg_edge.runtime.pipeline import Policy, Reader
+from mgg_edge.runtime.pipeline import Reader
 from mgg_edge.runtime.session_lanes import Lane
 from mgg_edge.runtime.sources.source import FrameSource
 from mgg_edge.runtime.sources.source_live import LiveOptions
-from mgg_edge.runtime.sources.source_open import open_source, split_name, suggest_name
+from mgg_edge.runtime.sources.source_open import open_source
 from mgg_edge.runtime.store.state_file import file_name
-from mgg_edge.runtime.store.state_file_keeper import StateKeeper
 
-__all__ = ["Outputs", "Views", "adapters_for", "lanes_for", "open_named", "serving"]
+__all__ = ["Camera", "EngineChoice", "Models", "Targets", "Views", "open_sources", "serving"]
 
 _logger = logging.getLogger(__name__)
 
 
-def open_named(
-    specs: Sequence[str], options: LiveOptions, stack: contextlib.ExitStack, *, strict: bool = False
+def open_sources(
+    cameras: Sequence[CameraWords], options: LiveOptions | None = None, *, wait: bool = False
 ) -> dict[str, FrameSource]:
-    """Open sources by what the user wrote, under different names, side by side; closed with the stack.
+    """Open sources side by side.
 
     Of several, a camera or stream that is not there holds up none of the others: it is tried again while they run,
-    unless `strict` wants all of them.
+    unless it is `strict`.
+
+    Args:
+        cameras: at least one.
+        options: patience beyond what the words say.
+        wait: be content if none of them is there.
 
     Raises:
-        UsageError: two of one given name, or a source that does not exist.
-        SourceError: one that cannot be read, or none of several cameras is there.
-    """
-    named: dict[str, str] = {}
-    for index, spec in enumerate(specs):
-        given, text = split_name(spec)
-        name = given or _free(suggest_name(text, index), named)
-        if name in named:
-            raise UsageError(f"source: expected different names, found '{name}' twice")
-        named[name] = text
-    patient = replace(options, must_connect=strict or len(named) == 1)
-    with ThreadPoolExecutor(len(named)) as opening:
-        futures = {name: opening.submit(open_source, text, patient, strict=strict) for name, text in named.items()}
-        for future in futures.values():
-            if future.exception() is None:
-                stack.callback(future.result().close)
-    opened = {name: future.result() for name, future in futures.items()}
-    absent = {name: failure for name, source in opened.items() if (failure := getattr(source, "failure", None))}
-    if absent and len(absent) == len(opened):
-        raise next(iter(absent.values()))
-    for name, failure in absent.items():
-        _logger.warning("camera %s is not there yet: %s; the others run, it is tried again", name, failure)
-    return opened
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Where each source's predictions go.
-
-    Attributes:
-        sinks: by the name of the source.
-        videos: the annotated videos among them.
+        UsageError: a source that does not exist.
+        SourceError: one that cannot be read, or none of them is there.
     """
 
-    sinks: Mapping[str, list[Sink]]
-    videos: list[AnnotatedVideo] = field(default_factory=list)
+    def opened(camera: CameraWords) -> FrameSource:
+        patience = replace(
+            options or LiveOptions(),
+            stall_timeout_s=camera.stall_timeout,
+            max_reconnects=camera.max_reconnects,
+            must_connect=camera.strict or (len(cameras) == 1 and not wait),
+        )
+        return open_source(camera.source, patience, strict=camera.strict)
 
-    @classmethod
-    def open(
-        cls,
-        cameras: Mapping[str, FrameSource],
-        lines: JsonLines | None,
-        save: Path | None,
-        csv: Path | None,
-        stack: contextlib.ExitStack,
-    ) -> Outputs:
-        """Create the outputs: one file for each source, `out-NAME.mp4` where there are several.
-
-        Raises:
-            UsageError: an output would overwrite a source, or cannot be what it is asked to be.
-            SinkError: it cannot be created.
-        """
-        outputs = cls({name: [] for name in cameras})
-        several = len(cameras) > 1
-        for name, source in cameras.items():
-            sinks = outputs.sinks[name]
-            if lines is not None:
-                sinks.append(lines.of_source(name))
-            if save is not None:
-                path = _for_source(save, name, several, source, "--save")
-                video = AnnotatedVideo(path, source.width, source.height, source.rate)
-                stack.callback(video.abort)  # does nothing once the run has completed it
-                outputs.videos.append(video)
-                sinks.append(video)
-            if csv is not None:
-                table = CsvLines(_for_source(csv, name, several, source, "--csv"), name if several else "")
-                stack.callback(table.abort)
-                sinks.append(table)
-        return outputs
+    with contextlib.ExitStack() as stack:
+        with ThreadPoolExecutor(len(cameras)) as opening:
+            futures = {camera.name: opening.submit(opened, camera) for camera in cameras}
+            for future in futures.values():
+                if future.exception() is None:
+                    stack.callback(future.result().close)
+        found = {name: future.result() for name, future in futures.items()}
+        absent = {name: failure for name, source in found.items() if (failure := getattr(source, "failure", None))}
+        if absent and len(absent) == len(found) and not wait:
+            raise next(iter(absent.values()))
+        for name, failure in absent.items():
+            _logger.warning("camera %s is not there yet: %s; it is tried again", name, failure)
+        stack.pop_all()
+    return found
 
 
 class EngineChoice(NamedTuple):
@@ -133,71 +97,181 @@ class EngineChoice(NamedTuple):
         return open_engine(bundle, self.name, threads=self.threads, with_adapt=with_adapt, progress=self.progress)
 
 
-def adapters_for(
-    path: Path,
-    cameras: Mapping[str, FrameSource],
-    stack: contextlib.ExitStack,
-    adapt: str,
-    engine: EngineChoice,
-    settings: AdapterSettings,
-    journals: Mapping[str, Journal],
-) -> dict[str, Adapter]:
-    """An adapter for each camera, with a state of its own, on one set of weights in memory.
+class Models:
+    """Bundles in memory, each once, and the engine that runs them.
 
-    Live sources adapt in the background, so that no frame waits; files between two frames, so that a run can be
-    repeated.
+    Args:
+        engine: that the user asked for.
+        default: the bundle of cameras that name none.
     """
-    bundle = Bundle.load(path)
-    if note := site_note(bundle.manifest, adapt):
-        _logger.info("%s", note)
-    adapters = {}
-    for name, source in cameras.items():
-        opened = engine.open(bundle, with_adapt=adapt != "off")
-        stack.callback(opened.close)
-        adapter = Adapter(
-            bundle, opened, adapt=adapt, settings=settings, background=source.live, journal=journals.get(name)
+
+    def __init__(self, engine: EngineChoice, default: Path | None) -> None:
+        self.engine, self._default = engine, default
+        self._bundles: dict[Path, Bundle] = {}
+
+    def path(self, camera: CameraWords) -> Path:
+        """The bundle's file.
+
+        Raises:
+            UsageError: neither the camera nor anything else names one.
+        """
+        path = camera.bundle or self._default
+        if path is None:
+            raise UsageError(f"camera {camera.name}: expected a bundle, found none")
+        return path
+
+    def bundle(self, camera: CameraWords) -> Bundle:
+        """The bundle in memory."""
+        path = self.path(camera)
+        if path not in self._bundles:
+            self._bundles[path] = Bundle.load(path)
+            if note := site_note(self._bundles[path].manifest, camera.adapt):
+                _logger.info("%s", note)
+        return self._bundles[path]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Where predictions and what is learned go: as the user named it, or `out-NAME.mp4` where there are several.
+
+    Attributes:
+        lines: JSON lines of all cameras.
+        save, csv, record: files, or None.
+        state: directory, or None.
+        several: whether files are named by camera.
+    """
+
+    lines: JsonLines | None
+    save: Path | None
+    csv: Path | None
+    record: Path | None
+    state: Path | None
+    several: bool
+
+    def path(self, target: Path, camera: str, source: FrameSource, option: str) -> Path:
+        """A camera's own file.
+
+        Raises:
+            UsageError: it is the source.
+        """
+        own = target.with_name(f"{target.stem}-{camera}{target.suffix}") if self.several else target
+        read = getattr(source, "path", None)
+        if read is not None and own.exists() and own.samefile(read):
+            raise UsageError(f"{own}: {option} would overwrite the source; name another file")
+        return own
+
+
+class Camera:
+    """Everything that belongs to one camera, opened in two steps, the cheap one first; closed together.
+
+    Args:
+        words: what the user said of it.
+        source: opened; closed with this.
+        targets: where its predictions go.
+
+    Attributes:
+        words: as given.
+        video: its annotated video, if there is one.
+
+    Raises:
+        UsageError: an output would overwrite the source, or cannot be what it is asked to be.
+        SinkError: it cannot be created.
+    """
+
+    def __init__(self, words: CameraWords, source: FrameSource, targets: Targets) -> None:
+        self.words, self._source, self._targets = words, source, targets
+        self.video: AnnotatedVideo | None = None
+        self._sinks: list[Sink] = []
+        with contextlib.ExitStack() as stack:
+            stack.callback(source.close)
+            if targets.lines is not None:
+                self._sinks.append(targets.lines.of_source(words.name))
+            if targets.save is not None:
+                path = targets.path(targets.save, words.name, source, "--save")
+                self.video = AnnotatedVideo(path, source.width, source.height, source.rate)
+                stack.callback(self.video.abort)  # does nothing once the run has completed it
+                self._sinks.append(self.video)
+            if targets.csv is not None:
+                path = targets.path(targets.csv, words.name, source, "--csv")
+                table = CsvLines(path, words.name if targets.several else "")
+                stack.callback(table.abort)
+                self._sinks.append(table)
+            record = targets.record and targets.path(targets.record, words.name, source, "--record")
+            self._recorder = open_record(record, stack)
+            self._stack = stack.pop_all()
+
+    @property
+    def frames_expected(self) -> int | None:
+        """Of its source."""
+        return self._source.frames_expected
+
+    def start(self, models: Models, display: RunDisplay, views: Views | None, limit: int | None) -> Lane:
+        """Load its model, go on from its state, and begin to read.
+
+        Live sources adapt in the background, so that no frame waits; files between two frames, so that a run can be
+        repeated.
+
+        Raises:
+            MggEdgeError: the bundle, the engine or the state cannot be used.
+        """
+        words, source, stack = self.words, self._source, self._stack
+        bundle = models.bundle(words)
+        engine = models.engine.open(bundle, with_adapt=words.adapt != "off")
+        stack.callback(engine.close)
+        settings = AdapterSettings(budget_ms=words.adapt_budget_ms)
+        adapter = stack.enter_context(
+            Adapter(
+                bundle, engine, adapt=words.adapt, settings=settings, background=source.live, journal=self._recorder
+            )
         )
-        adapters[name] = stack.enter_context(adapter)
-    return adapters
+        keeper = keep_state(adapter, self._targets.state, words.name, stack)
+        begin_record(self._recorder, adapter, source, models.engine.threads)
+        reader = stack.enter_context(Reader(source, words.policy, limit=limit))
+        lane = Lane(words.name, reader, adapter, self._sinks, display.of_source(words.name))
+        if views is None:
+            return lane
+        history = History(self._targets.state, file_name(words.name))
+        frozen = views.frozen(models.path(words), models.engine)
+        view = CameraView(words.name, adapter, reader, frozen, history, keeper)
+        views.show(view, models.path(words))
+        return replace(lane, sinks=[*self._sinks, view], heartbeat=view.beat)
+
+    def close(self) -> None:
+        """Save its state and release all it holds; safe to call twice."""
+        self._stack.close()
 
 
 @dataclass
 class Views:
-    """The server and the source model beside the adapted ones, where the user asked for a page.
+    """The live page, and the source models beside the adapted ones: one for each bundle.
 
     Attributes:
         server: answers since before the cameras were opened.
-        frozen: the source model.
-        state: the directory that histories lie in too.
-        keepers: what saves the cameras' states.
     """
 
     server: LiveServer
-    frozen: FrozenModel | None = None
-    state: Path | None = None
-    keepers: Mapping[str, StateKeeper] = field(default_factory=dict)
+    stack: contextlib.ExitStack
+    _frozen: dict[Path, FrozenModel] = field(default_factory=dict)
 
-    def start(
-        self,
-        path: Path,
-        adapters: Mapping[str, Adapter],
-        engine: EngineChoice,
-        stack: contextlib.ExitStack,
-        state: Path | None,
-        keepers: Mapping[str, StateKeeper],
-    ) -> None:
-        """Say what runs, and prepare the source model for comparison."""
-        self.state, self.keepers = state, keepers
-        first = next(iter(adapters.values()))
-        self.frozen = FrozenModel(lambda: Adapter.open(path, engine=engine.name, adapt="off", threads=1))
-        stack.callback(self.frozen.close)
-        self.server.info |= {"engine": first.engine_name, "bundle": path.name, "bundle_id": first.bundle_id}
+    def frozen(self, path: Path, engine: EngineChoice) -> FrozenModel:
+        """The source model of a bundle, for comparison."""
+        if path not in self._frozen:
+            self._frozen[path] = FrozenModel(lambda: Adapter.open(path, engine=engine.name, adapt="off", threads=1))
+            self.stack.callback(self._frozen[path].close)
+        return self._frozen[path]
 
-    def of_camera(self, name: str, adapter: Adapter, reader: Reader) -> CameraView:
-        """What is known of one camera; its history lies beside its state."""
-        return CameraView(
-            name, adapter, reader, self.frozen, History(self.state, file_name(name)), self.keepers.get(name)
-        )
+    def show(self, view: CameraView, path: Path) -> None:
+        """Show one more camera."""
+        info = {"engine": view.adapter.engine_name, "bundle": path.name, "bundle_id": view.adapter.bundle_id}
+        self.server.info |= info if not self.server.cameras else {}
+        self.server.cameras = (*self.server.cameras, view)
+
+    def hide(self, name: str) -> None:
+        """Show a camera no more; its history is kept."""
+        for view in self.server.cameras:
+            if view.name == name:
+                view.history.save()
+        self.server.cameras = tuple(view for view in self.server.cameras if view.name != name)
 
 
 def serving(listen: str | None, stack: contextlib.ExitStack, allowed_hosts: Sequence[str] = ()) -> Views | None:
@@ -214,45 +288,4 @@ def serving(listen: str | None, stack: contextlib.ExitStack, allowed_hosts: Sequ
     info = {"version": mgg_edge.__version__, "engine": "", "bundle": "", "bundle_id": ""}
     server = stack.enter_context(LiveServer(parse_listen(listen), info, allowed_hosts=allowed_hosts))
     _logger.info("live page: %s", server.address)
-    return Views(server)
-
-
-def lanes_for(
-    cameras: Mapping[str, FrameSource],
-    adapters: Mapping[str, Adapter],
-    outputs: Outputs,
-    display: RunDisplay,
-    stack: contextlib.ExitStack,
-    *,
-    policy: Policy | None,
-    limit: int | None,
-    views: Views | None,
-) -> list[Lane]:
-    """Start a reader for each camera and join everything that belongs to it."""
-    lanes, shown = [], []
-    for name, source in cameras.items():
-        reader = stack.enter_context(Reader(source, policy, limit=limit))
-        sinks = list(outputs.sinks[name])
-        lane = Lane(name, reader, adapters[name], sinks, display.of_source(name))
-        if views is not None:
-            view = views.of_camera(name, adapters[name], reader)
-            shown.append(view)
-            lane = Lane(name, reader, adapters[name], [*sinks, view], lane.progress, view.beat)
-        lanes.append(lane)
-    if views is not None:
-        views.server.cameras = tuple(shown)
-    return lanes
-
-
-def _free(name: str, taken: Mapping[str, str]) -> str:
-    if name not in taken:
-        return name
-    return next(f"{name}-{number}" for number in range(2, len(taken) + 3) if f"{name}-{number}" not in taken)
-
-
-def _for_source(path: Path, name: str, several: bool, source: FrameSource, option: str) -> Path:
-    target = path.with_name(f"{path.stem}-{name}{path.suffix}") if several else path
-    read = getattr(source, "path", None)
-    if read is not None and target.exists() and target.samefile(read):
-        raise UsageError(f"{target}: {option} would overwrite the source; name another file")
-    return target
+    return Views(server, stack)

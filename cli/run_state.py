@@ -1,76 +1,55 @@
-"""What `mgg-edge run` keeps of a run: state files and records."""
+"""What `mgg-edge run` keeps of a camera: its state file and its record."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-from collections.abc import Mapping
 from pathlib import Path
 
-from mgg_edge.errors import UsageError
 from mgg_edge.runtime.adaptation.adapter import Adapter
 from mgg_edge.runtime.sources.source import FrameSource
 from mgg_edge.runtime.store.record import RunRecorder
 from mgg_edge.runtime.store.state_file import StateStore, file_name
 from mgg_edge.runtime.store.state_file_keeper import StateKeeper
 
-__all__ = ["begin_records", "keep_states", "open_records"]
+__all__ = ["begin_record", "keep_state", "open_record"]
 
 
-def keep_states(
-    adapters: Mapping[str, Adapter], directory: Path | None, stack: contextlib.ExitStack
-) -> dict[str, StateKeeper]:
-    """Let each camera go on from its state in the directory, and save it there now and then and at the end.
-
-    Returns:
-        What saves each camera's state; nothing without a directory.
+def keep_state(
+    adapter: Adapter, directory: Path | None, camera: str, stack: contextlib.ExitStack
+) -> StateKeeper | None:
+    """Let a camera go on from its state in the directory, and save it there now and then and at the end.
 
     Raises:
         StateError: a state of another bundle, or one in use by another process.
         SinkError: the directory cannot be written.
     """
     if directory is None:
-        return {}
-    return {
-        name: stack.enter_context(StateKeeper(adapter, StateStore(directory, file_name(name), adapter.bundle_id)))
-        for name, adapter in adapters.items()
-    }
+        return None
+    return stack.enter_context(StateKeeper(adapter, StateStore(directory, file_name(camera), adapter.bundle_id)))
 
 
-def open_records(
-    cameras: Mapping[str, FrameSource], path: Path | None, stack: contextlib.ExitStack
-) -> dict[str, RunRecorder]:
-    """A recorder for each camera, `run-NAME.mggrun` where there are several; none without a path.
+def open_record(path: Path | None, stack: contextlib.ExitStack) -> RunRecorder | None:
+    """A recorder; none without a path.
 
     Raises:
-        UsageError: the record would overwrite a source.
-        SinkError: a file cannot be created.
+        SinkError: the file cannot be created.
     """
     if path is None:
-        return {}
-    recorders = {}
-    for name, source in cameras.items():
-        target = path.with_name(f"{path.stem}-{name}{path.suffix}") if len(cameras) > 1 else path
-        read = getattr(source, "path", None)
-        if read is not None and target.exists() and target.samefile(read):
-            raise UsageError(f"{target}: --record would overwrite the source; name another file")
-        recorders[name] = RunRecorder(target)
-        stack.callback(recorders[name].close)
-    return recorders
+        return None
+    recorder = RunRecorder(path)
+    stack.callback(recorder.close)
+    return recorder
 
 
-def begin_records(
-    recorders: Mapping[str, RunRecorder],
-    adapters: Mapping[str, Adapter],
-    cameras: Mapping[str, FrameSource],
-    threads: int | None,
-) -> None:
-    """Write the first line of each record; from here on everything is recorded."""
-    for name, recorder in recorders.items():
-        facts = {
-            "source": cameras[name].name,
-            "threads": threads,
-            "av": importlib.metadata.version("av"),
-            "numpy": importlib.metadata.version("numpy"),
-        }
-        recorder.begin(adapters[name], facts)
+def begin_record(recorder: RunRecorder | None, adapter: Adapter, source: FrameSource, threads: int | None) -> None:
+    """Write the first line of a record; from here on everything is recorded."""
+    if recorder is None:
+        return
+    facts = {
+        "source": source.name,
+        "threads": threads,
+        "av": importlib.metadata.version("av"),
+        "numpy": importlib.metadata.version("numpy"),
+    }
+    recorder.begin(adapter, facts)

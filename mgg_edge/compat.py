@@ -7,9 +7,12 @@ import sys
 if sys.version_info >= (3, 11):
     from enum import StrEnum
     from typing import Self
+
+    import tomllib
 else:
     import enum
 
+    import tomli as tomllib
     from typing_extensions import Self
 
     class StrEnum(str, enum.Enum):
@@ -18,4 +21,4 @@ else:
         __str__ = str.__str__
 
 
-__all__ = ["Self", "StrEnum"]
+__all__ = ["Self", "StrEnum", "tomllib"]

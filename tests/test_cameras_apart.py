@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from mgg_edge.cli.main import main
-from mgg_edge.cli.run_parts import open_named
+from mgg_edge.cli.run_parts import open_sources
+from mgg_edge.cli.run_words import CameraWords, named
 from mgg_edge.errors import MissingDependencyError, SourceError, UsageError
 from mgg_edge.runtime import Adapter
 from mgg_edge.runtime.pipeline import Reader
 from mgg_edge.runtime.session_lanes import Lane, run_lanes
 from mgg_edge.runtime.sources import source_live
+from mgg_edge.runtime.sources.source import FrameSource
 from mgg_edge.runtime.sources.source_backoff import Backoff
 from mgg_edge.runtime.sources.source_live import LiveOptions
 from streams import HttpStream, free_port
@@ -30,6 +32,17 @@ FILM = "synthetic:frames=30"
 def stack() -> Iterator[contextlib.ExitStack]:
     with contextlib.ExitStack() as stack:
         yield stack
+
+
+def open_named(
+    specs: list[str], options: LiveOptions, stack: contextlib.ExitStack, *, strict: bool = False
+) -> dict[str, FrameSource]:
+    """Sources of a command line."""
+    patience = {"stall_timeout": options.stall_timeout_s, "max_reconnects": options.max_reconnects}
+    opened = open_sources(named(specs, CameraWords("", "", strict=strict, **patience)), options)
+    for source in opened.values():
+        stack.callback(source.close)
+    return opened
 
 
 def nobody() -> str:

@@ -53,7 +53,7 @@ def sources() -> set[str]:
 def test_the_wheel_holds_every_module_once_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     names = [name for name in wheel.namelist() if ".dist-info/" not in name]
     assert len(names) == len(set(names))
-    assert set(names) == sources() | {"mgg_edge/py.typed"}
+    assert set(names) == sources() | {"mgg_edge/py.typed", "mgg_edge/runtime/outputs/http_page.html"}
     for name in names:
         source = ROOT / name
         assert wheel.read(name) == source.read_bytes(), name
@@ -68,7 +68,7 @@ def test_the_metadata_is_complete(wheel: zipfile.ZipFile) -> None:
     assert "Apache License" in wheel.read(f"{folder}/licenses/LICENSE").decode()
     assert {"cpu", "gpu", "tensorrt", "export", "dev"} <= set(metadata.get_all("Provides-Extra"))
     base = {line.split(">")[0] for line in metadata.get_all("Requires-Dist") if "extra ==" not in line}
-    assert base == {"numpy", "safetensors", "av", "pillow", "typer", "rich", "typing-extensions"}
+    assert base == {"numpy", "safetensors", "av", "pillow", "typer", "rich", "typing-extensions", "tomli"}
     assert "mgg-edge = mgg_edge.cli.main:main" in wheel.read(f"{folder}/entry_points.txt").decode()
 
 

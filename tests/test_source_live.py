@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import itertools
 import os
 import signal
 import subprocess
@@ -221,6 +222,38 @@ def test_the_end_of_a_group_is_the_parent_s_to_decide() -> None:
         for _ in range(20):
             next(frames)
         assert source.stats.disconnects == 0
+
+
+def test_a_source_outlives_the_thread_that_opened_it() -> None:
+    opened: list[LiveSource] = []
+    thread = threading.Thread(target=lambda: opened.append(synthetic("frames=0,paced=1,rate=50")))
+    thread.start()
+    thread.join()
+    with opened[0] as source:
+        time.sleep(0.5)  # for a signal to come
+        for frame in source:
+            if frame.index == 30:
+                break
+        assert (source.stats.disconnects, source.stats.reconnects) == (0, 0)
+
+
+def test_a_forked_child_starts_decoding_processes_of_its_own() -> None:
+    with synthetic("frames=0") as source:
+        next(iter(source))
+    child = os.fork()
+    if child == 0:
+        seen = 0
+        try:
+            with synthetic("frames=0") as source:
+                seen = len(list(itertools.islice(source, 3)))
+        finally:
+            os._exit(seen)
+    deadline_s = time.monotonic() + 30
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > deadline_s:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.05)
+    assert os.waitstatus_to_exitcode(ended[1]) == 3
 
 
 def test_an_interruption_ends_the_iteration_at_once_from_another_thread() -> None:

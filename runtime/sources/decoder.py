@@ -7,6 +7,7 @@ both end one child process, which is replaced; the run goes on.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -75,10 +77,11 @@ class Decoder:
         self._memory = PixelMemory()
         self._received = bytearray()
         try:
-            self._process = _start(self._memory.handle)
-        except OSError as error:
+            self._process = _starter().submit(_start, self._memory.handle).result()
+        except (OSError, RuntimeError) as error:  # RuntimeError: the interpreter ends
             self._memory.close()
-            raise SourceError(f"decoder: cannot start a process: {error.strerror or error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise SourceError(f"decoder: cannot start a process: {reason}") from error
         self._tell(json.dumps(request).encode() + b"\n")
 
     @property
@@ -169,6 +172,16 @@ class Decoder:
     def _tell(self, data: bytes) -> None:
         with contextlib.suppress(BrokenPipeError):  # the next read says how the process ended
             os.write(self._process.stdin.fileno(), data)  # type: ignore[union-attr] # a pipe by construction
+
+
+@functools.cache
+def _starter_of(process: int) -> ThreadPoolExecutor:  # noqa: ARG001 - a forked child has none of its parent's threads
+    return ThreadPoolExecutor(1, "decoder starter")
+
+
+def _starter() -> ThreadPoolExecutor:
+    """The thread that starts all decoding processes: Linux ends them with it, not with the process it is of."""
+    return _starter_of(os.getpid())
 
 
 def _start(memory: int) -> subprocess.Popen[bytes]:
