@@ -236,3 +236,21 @@ def test_a_camera_that_cannot_begin_leaves_the_others(begun: Callable[[dict[str,
     run.reload()
     assert list(run.cameras()) == ["one"]
     assert run.end()["sources"]["late"]["frames_inferred"] == 0
+
+
+def test_twenty_cameras_on_the_default_reader(file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tables = (f'[camera.c{number}]\nsource = "synthetic:frames=24,seed={number}"\n' for number in range(20))
+    file.write_text('adapt = "always"\n' + "".join(tables))
+    main_words = ["run", "--config", str(file), "--state", str(tmp_path / "state"), "--threads", "1", "--json"]
+    with pytest.raises(SystemExit) as ended:
+        main(main_words)
+    assert ended.value.code == 0
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    summary = lines[-1]["summary"]
+    assert len(lines) == 20 * 24 + 1
+    assert list(summary["sources"]) == [f"c{number}" for number in range(20)]
+    assert {part["frames_inferred"] for part in summary["sources"].values()} == {24}
+    # Each has a θ of its own, learned from its own pictures.
+    states = [path.read_bytes() for path in sorted((tmp_path / "state").glob("*.mggstate"))]
+    assert len(states) == 20 == len(set(states))
+    assert all(part["adapt_steps"] >= 1 for part in summary["sources"].values())

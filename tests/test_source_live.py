@@ -443,8 +443,31 @@ def test_a_picture_that_is_none_is_refused(message: dict, monkeypatch: pytest.Mo
         opened.close()
 
 
+def test_the_patience_with_a_source_begins_when_its_process_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = decoder._start
+
+    def slow(memory: int) -> subprocess.Popen[bytes]:
+        process = start(memory)
+        process.send_signal(signal.SIGSTOP)  # as on a machine where twenty start at once
+        threading.Timer(2.0, process.send_signal, (signal.SIGCONT,)).start()
+        return process
+
+    monkeypatch.setattr(decoder, "_start", slow)
+    with synthetic("frames=0", LiveOptions(open_timeout_s=1.5, stall_timeout_s=5)) as source:
+        assert next(iter(source)).index == 0
+
+
+def test_a_process_that_never_starts_is_given_up() -> None:
+    opened = Decoder({"reader": "synthetic", "address": "synthetic:frames=1"})
+    os.kill(opened.process_id, signal.SIGSTOP)
+    with pytest.raises(SourceError, match=r"no process within 0\.2 s"):
+        opened.started(0.2)
+    opened.close()
+
+
 def test_a_decoder_says_when_there_is_no_more_and_when_it_is_closed() -> None:
     opened = Decoder({"reader": "synthetic", "address": "synthetic:frames=1"})
+    opened.started()
     assert opened.opened(20).rate == 30
     opened.picture(5)
     with pytest.raises(EndedError):

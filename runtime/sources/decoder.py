@@ -34,6 +34,7 @@ from mgg_edge.runtime.sources.source_address import redact
 __all__ = ["Decoder", "EndedError", "Opened", "Picture", "StalledError"]
 
 CHUNK_BYTES = 1 << 16
+START_S = 120.0  # for a process to load its packages: twenty at once on a small machine take half a minute
 MAX_WAIT_S = 5.0  # for a killed process to be gone; one in an uninterruptible call of the kernel may take longer
 _KINDS: Mapping[str, type[MggEdgeError]] = {
     error.code: error for error in (SourceError, UsageError, MissingDependencyError)
@@ -89,8 +90,21 @@ class Decoder:
         """Of the decoding process."""
         return self._process.pid
 
+    def started(self, timeout_s: float = START_S) -> None:
+        """Wait until the process has loaded its packages and turns to the source.
+
+        Raises:
+            SourceError: it has not within the time, or died.
+        """
+        try:
+            message = self._next(time.monotonic() + timeout_s)
+        except StalledError as error:
+            raise SourceError(f"decoder: no process within {timeout_s:g} s: the machine is overloaded") from error
+        if message.get("kind") != "started":
+            raise SourceError(f"decoder: expected 'started', found {str(message.get('kind'))[:40]!r}")
+
     def opened(self, timeout_s: float) -> Opened:
-        """Wait until the source is open.
+        """Wait until the source is open, once the process has started.
 
         Raises:
             MggEdgeError: it cannot be opened, or not within the time.

@@ -86,6 +86,7 @@ def main() -> None:
     request = json.loads(_read_line())
     link = _Link(PixelMemory(int(sys.argv[1])), messages)
     threading.Thread(target=link.watch_parent, daemon=True).start()
+    link.say(kind="started")  # from here on the source may be waited for; what came before is the machine's own time
     try:
         _serve(request, link)
     except BrokenPipeError:

@@ -1,6 +1,7 @@
 """How a decoding process hands pictures over: pixels through shared memory, everything else as short messages.
 
-    child  → parent   length u32 little-endian, then a JSON object: {"kind": "opened" | "frame" | "error" | "end", …}
+    child  → parent   length u32 little-endian, then a JSON object:
+                      {"kind": "started" | "opened" | "frame" | "error" | "end", …}
     parent → child    first a line of JSON, the request; then one byte for each slot that is free again
 
 The memory has no name (an unlinked file, sealed against shrinking where the system can): it is gone with the two

@@ -228,13 +228,14 @@ class LiveSource(ClosingSource):
         self.height, self.width = first.image.shape[:2]
 
     def _connect(self) -> tuple[Opened, Picture]:
-        deadline_s = time.monotonic() + self._options.open_timeout_s
         decoder = Decoder(self._request)
         with self._lock:
             self._decoder = decoder
             if self._closing.is_set():
                 decoder.kill()
         try:
+            decoder.started()
+            deadline_s = time.monotonic() + self._options.open_timeout_s
             opened = decoder.opened(self._options.open_timeout_s)
             picture = decoder.picture(deadline_s - time.monotonic())
         except StalledError as error:
