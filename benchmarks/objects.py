@@ -11,6 +11,7 @@ is what the frozen model says of the clean picture. Rows that learn nothing have
     frozen        the source model
     constant      the commonest class of the calibration, always
     prior         frozen logits plus the logarithm of the calibration's class frequencies
+    robust        one θ for all weathers, with the gate of `forward+` and without its map
     oracle        norm parameters fitted with the truth, on the very scene and weather, to the calibration's things
 
 The project's own rules run as `mgg-edge run` runs them, on the calibrated bundle with the verdict's own schedule;
@@ -20,6 +21,7 @@ published methods on PyTorch, sixteen pictures a batch.
 from __future__ import annotations
 
 import argparse
+import importlib.resources
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,6 +32,8 @@ import numpy as np
 import torch
 from _export import export_if_stale
 from _objects import Camera, Clip, cameras_of
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from mgg_edge.export.compose import ExportRequest, compose_backbone
 from mgg_edge.learn.imagenet import imagenet_names
@@ -51,6 +55,7 @@ OWN: dict[str, tuple[str, ...]] = {
     "forward+": ("--norm-statistics", "source"),
 }
 MODEL = ("--backbone", "efficientnet_lite0", "--weights", "package", "--image-size", SIDE, "--batch", 8)
+PACKAGED = Path(str(importlib.resources.files("mgg_edge.data") / "efficientnet_lite0.safetensors"))
 Predict = Callable[[np.ndarray], np.ndarray]
 
 
@@ -146,7 +151,7 @@ def rows_of(arguments: argparse.Namespace, frozen: Frozen, camera: Camera, folde
 
 def _calibrated(arguments: argparse.Namespace, name: str, camera: Camera, folder: Path) -> Path:
     """The camera's own bundle of a rule."""
-    learned = {"robust": arguments.robust, "forward+": arguments.rule}.get(name)
+    learned = {"robust": _without_map(arguments.rule, folder), "forward+": arguments.rule}.get(name)
     words = [*MODEL, *OWN[name], "--source-data", arguments.pictures / "scenes"]
     bundle = export_if_stale(folder / f"{name}.mgg", words, learned)
     site = folder / f"{name}-{camera.name.replace('/', '-')}-{arguments.seed}.mgg"
@@ -154,6 +159,17 @@ def _calibrated(arguments: argparse.Namespace, name: str, camera: Camera, folder
         found = calibrate(bundle, Clip(camera.name, camera.clean), site, threads=1)
         print(f"{name}: {camera.name}: {found.verdict}, {found.clean_changed:.1%} changed on clean", flush=True)
     return site
+
+
+def _without_map(rule: Path, folder: Path) -> Path:
+    """The robust θ of a learned `forward+` alone, with its gate: the row that the map has to beat."""
+    target = folder / f"robust-of-{rule.name}"
+    if not target.exists() or target.stat().st_mtime < rule.stat().st_mtime:
+        with safe_open(rule, framework="pt") as file:
+            facts, numbers = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_file(numbers | {"write": torch.zeros_like(numbers["write"])}, target, facts)
+    return target
 
 
 def measure(
@@ -231,8 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, default=Path(".cache/objects"), help="what scripts/build_objects made")
     parser.add_argument("--out", type=Path, default=Path(".cache/results/objects"), help="bundles and figures")
-    parser.add_argument("--rule", type=Path, default=None, help="learned forward+; the package's by default")
-    parser.add_argument("--robust", type=Path, default=None, help="learned robust θ; the package's by default")
+    parser.add_argument("--rule", type=Path, default=PACKAGED, help="learned forward+; the package's by default")
     parser.add_argument("--methods", default="statistics,robust,forward+", help=f"of {', '.join((*OWN, *PUBLISHED))}")
     parser.add_argument("--oracle", action="store_true", help="an upper bound; five minutes a camera and kind")
     parser.add_argument("--scenes", type=int, default=8)
