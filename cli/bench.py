@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mgg_edge.cli.bundle_name import bundle_file, default_bundle
 from mgg_edge.cli.engine_name import ENGINE_HELP, EngineName
 from mgg_edge.errors import MggEdgeError
 
@@ -27,7 +28,10 @@ FILM = "synthetic:frames=300,width=640,height=480"
 
 def bench(
     bundle: Annotated[
-        Path | None, typer.Option(help="Bundle (.mgg); the one shipped with the package when not given.")
+        Path | None,
+        typer.Option(
+            parser=bundle_file, metavar="PATH", help="Bundle (.mgg); the package's, 'default', when not given."
+        ),
     ] = None,
     against: Annotated[
         Path | None,
@@ -52,14 +56,13 @@ def bench(
     it, but not evenly: measure on a quiet one.
     """
     from mgg_edge.cli.display import Stages, log_to_terminal
-    from mgg_edge.cli.run import default_bundle
     from mgg_edge.runtime.bundle.bundle import Bundle
     from mgg_edge.runtime.engines.onnxruntime_engine import usable_cores
 
     console = log_to_terminal()
     count = min(threads or usable_cores(), usable_cores())
     with contextlib.ExitStack() as stack:
-        loaded = Bundle.load(bundle if bundle is not None else stack.enter_context(default_bundle()))
+        loaded = Bundle.load(bundle or default_bundle())
         with Stages(console) as stages:
             plain, floor = stack.enter_context(_reference(loaded, against))
             found = _measure(loaded, plain, engine.value, count, rounds, (source, limit), stages)

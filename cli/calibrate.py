@@ -10,11 +10,18 @@ from typing import Annotated
 
 import typer
 
+from mgg_edge.cli.bundle_name import bundle_file
+
 __all__ = ["calibrate"]
 
 
 def calibrate(
-    bundle: Annotated[Path, typer.Option(help="Bundle (.mgg) to start from.")],
+    bundle: Annotated[
+        Path,
+        typer.Option(
+            parser=bundle_file, metavar="PATH", help="Bundle (.mgg) to start from; 'default' is the package's."
+        ),
+    ],
     source: Annotated[str, typer.Option(help="Clean pictures of the site: anything `run --source` takes.")],
     out: Annotated[Path, typer.Option(help="Bundle for the site to write.")],
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the engine; all cores by default.")] = None,

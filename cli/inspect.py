@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mgg_edge.cli.bundle_name import bundle_file
+
 if TYPE_CHECKING:
     from mgg_edge.manifest import Manifest
 
@@ -18,7 +20,15 @@ MIB = 1 << 20
 
 
 def inspect(
-    bundle: Annotated[Path, typer.Argument(help="Bundle (.mgg) to look into.", show_default=False)],
+    bundle: Annotated[
+        Path,
+        typer.Argument(
+            parser=bundle_file,
+            metavar="BUNDLE",
+            help="Bundle (.mgg) to look into; 'default' is the package's.",
+            show_default=False,
+        ),
+    ],
     json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
 ) -> None:
     """Verify a bundle and show what it holds.

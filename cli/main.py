@@ -55,7 +55,6 @@ app = typer.Typer(
     name="mgg-edge",
     help="Classifiers that adapt to what they see, without labels and without PyTorch on the device.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     epilog="Start with: mgg-edge run --source video.mp4 --save annotated.mp4",
 )

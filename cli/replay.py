@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from mgg_edge.cli.bundle_name import bundle_file, default_bundle
 from mgg_edge.cli.engine_name import ENGINE_HELP, EngineName
 from mgg_edge.errors import ParityError
 
@@ -20,7 +21,12 @@ def replay(
     record: Annotated[Path, typer.Argument(help="Record (.mggrun) of 'run --record'.", show_default=False)],
     source: Annotated[str, typer.Option(help="The video or pictures of that run.", show_default=False)],
     bundle: Annotated[
-        Path | None, typer.Option(help="Bundle (.mgg) of that run; the one shipped with the package when not given.")
+        Path | None,
+        typer.Option(
+            parser=bundle_file,
+            metavar="PATH",
+            help="Bundle (.mgg) of that run; the package's, 'default', when not given.",
+        ),
     ] = None,
     engine: Annotated[EngineName, typer.Option(help=ENGINE_HELP)] = EngineName.AUTO,
     threads: Annotated[
@@ -30,7 +36,6 @@ def replay(
 ) -> None:
     """Compute a recorded run anew and compare every hash; ends with exit code 4 at the first difference."""
     from mgg_edge.cli.display import Stages, log_to_terminal, print_facts
-    from mgg_edge.cli.run import default_bundle
     from mgg_edge.runtime.bundle.bundle import Bundle
     from mgg_edge.runtime.engines.engine import open_engine
     from mgg_edge.runtime.sources.source_open import open_source
@@ -40,7 +45,7 @@ def replay(
     console = log_to_terminal()
     recorded = Record.read(record)
     with contextlib.ExitStack() as stack:
-        path = bundle if bundle is not None else stack.enter_context(default_bundle())
+        path = bundle or default_bundle()
         loaded = Bundle.load(path)
         pictures = stack.enter_context(open_source(source))
         counted = threads or recorded.header.get("facts", {}).get("threads")

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.resources
 import logging
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mgg_edge.cli.bundle_name import bundle_file, default_bundle
 from mgg_edge.cli.engine_name import ENGINE_HELP, EngineName
 from mgg_edge.compat import Self, StrEnum
 from mgg_edge.errors import UsageError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mgg_edge.runtime.pipeline import Policy
     from mgg_edge.runtime.session_summary import Percentiles, Summary
 
-__all__ = ["AdaptMode", "LogFormat", "default_bundle", "run"]
+__all__ = ["AdaptMode", "LogFormat", "run"]
 
 INTERRUPTED = 130
 IMPATIENCE_S = 0.5
@@ -69,9 +69,13 @@ def run(
         ),
     ] = None,
     bundle: Annotated[
-        Path | None, typer.Option(help="Bundle (.mgg) to run; the one shipped with the package when not given.")
+        Path | None,
+        typer.Option(
+            parser=bundle_file, metavar="PATH", help="Bundle (.mgg) to run; the package's, 'default', when not given."
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="JSON lines: one object a frame, the summary last.")] = False,
+    top: Annotated[int, typer.Option(min=1, help="Labels in a JSON line, the most probable ones.")] = 1,
     save: Annotated[
         Path | None, typer.Option(help="Write the annotated video here (.mp4, .mov, .mkv or .avi).")
     ] = None,
@@ -96,6 +100,9 @@ def run(
         Path | None,
         typer.Option(help="Keep what each camera learns in this directory, and go on from there.", show_default=False),
     ] = None,
+    save_every: Annotated[
+        float, typer.Option(min=1, max=86400, help="Seconds between two saves of a state that changes.")
+    ] = 60.0,
     record: Annotated[
         Path | None,
         typer.Option(help="Write a record (.mggrun) that 'mgg-edge replay' can check.", show_default=False),
@@ -138,15 +145,15 @@ def run(
     if (config is None) == (not source):
         raise UsageError(f"run: expected either --source or --config, found {'both' if source else 'neither'}")
     console = log_to_terminal(as_json=log_format is LogFormat.JSON)
-    lines = JsonLines(sys.stdout) if json else None
+    lines = JsonLines(sys.stdout, top=top) if json else None
     common = CameraWords("", "", bundle, adapt.value, adapt_budget_ms, latest, strict, stall_timeout, max_reconnects)
     with contextlib.ExitStack() as stack:
         stopper = stack.enter_context(_StopRequest(reloads=config is not None))
         # Cheapest first: what is wrong with the arguments shows before the model is loaded.
         views = serving(serve, stack, allow_host or ())
         words = named(source or (), common) if config is None else read_cameras(config, common)
-        default = None if all(one.bundle for one in words) else stack.enter_context(default_bundle())
-        targets = Targets(lines, save, csv, record, state, several=len(words) > 1 or config is not None)
+        default = None if all(one.bundle for one in words) else default_bundle()
+        targets = Targets(lines, save, csv, record, state, len(words) > 1 or config is not None, save_every)
         sources = open_sources(words)
         with Stages(console) as stages:
             models = Models(EngineChoice(engine.value, threads, stages), default)
@@ -163,24 +170,6 @@ def run(
         raise total.failure
     if stopper.signal == signal.SIGINT:
         raise typer.Exit(INTERRUPTED)
-
-
-@contextlib.contextmanager
-def default_bundle() -> Iterator[Path]:
-    """The bundle shipped with the package, as a file while the context lasts.
-
-    Raises:
-        UsageError: this build of the package ships none.
-    """
-    resource = importlib.resources.files("mgg_edge.data") / "default.mgg"
-    if not resource.is_file():
-        raise UsageError("no default bundle is installed: name one with --bundle")
-    _logger.info(
-        "no --bundle given: using the default bundle of the package, which reads single characters A–Z and 0–9 and "
-        "says nothing sensible of anything else"
-    )
-    with importlib.resources.as_file(resource) as path:
-        yield path
 
 
 def _asked_to_end(*, reloads: bool) -> tuple[signal.Signals, ...]:

@@ -139,6 +139,7 @@ class Targets:
         save, csv, record: files, or None.
         state: directory, or None.
         several: whether files are named by camera.
+        save_every_s: seconds between two saves of a state that changes.
     """
 
     lines: JsonLines | None
@@ -147,6 +148,7 @@ class Targets:
     record: Path | None
     state: Path | None
     several: bool
+    save_every_s: float
 
     def path(self, target: Path, camera: str, source: FrameSource, option: str) -> Path:
         """A camera's own file.
@@ -224,7 +226,7 @@ class Camera:
                 bundle, engine, adapt=words.adapt, settings=settings, background=source.live, journal=self._recorder
             )
         )
-        keeper = keep_state(adapter, self._targets.state, words.name, stack)
+        keeper = keep_state(adapter, self._targets.state, words.name, self._targets.save_every_s, stack)
         begin_record(self._recorder, adapter, source, models.engine.threads)
         reader = stack.enter_context(Reader(source, words.policy, limit=limit))
         lane = Lane(words.name, reader, adapter, self._sinks, display.of_source(words.name))

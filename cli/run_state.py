@@ -16,9 +16,9 @@ __all__ = ["begin_record", "keep_state", "open_record"]
 
 
 def keep_state(
-    adapter: Adapter, directory: Path | None, camera: str, stack: contextlib.ExitStack
+    adapter: Adapter, directory: Path | None, camera: str, every_s: float, stack: contextlib.ExitStack
 ) -> StateKeeper | None:
-    """Let a camera go on from its state in the directory, and save it there now and then and at the end.
+    """Let a camera go on from its state in the directory, and save it there every so many seconds and at the end.
 
     Raises:
         StateError: a state of another bundle, or one in use by another process.
@@ -26,7 +26,8 @@ def keep_state(
     """
     if directory is None:
         return None
-    return stack.enter_context(StateKeeper(adapter, StateStore(directory, file_name(camera), adapter.bundle_id)))
+    store = StateStore(directory, file_name(camera), adapter.bundle_id)
+    return stack.enter_context(StateKeeper(adapter, store, every_s))
 
 
 def open_record(path: Path | None, stack: contextlib.ExitStack) -> RunRecorder | None:

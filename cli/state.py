@@ -35,6 +35,8 @@ def show(directory: Directory, camera: Camera = None, json: AsJson = False) -> N
         return
     from mgg_edge.cli.display import print_facts
 
+    if not facts:
+        sys.stderr.write(f"{directory}: no states: no camera has learned anything yet\n")
     for name, one in facts.items():
         counters = ", ".join(f"{key} {value}" for key, value in one["counters"].items() if value)
         print_facts(

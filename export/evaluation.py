@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
-import importlib.resources
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
@@ -23,6 +22,7 @@ from mgg_edge.errors import UsageError
 from mgg_edge.export.compose import ExportRequest, class_labels, compose_backbone
 from mgg_edge.export.engine_method import EngineMethod
 from mgg_edge.export.restore import restore_step
+from mgg_edge.files import packaged_file
 from mgg_edge.learn.backbone import Backbone
 from mgg_edge.learn.class_folders import ClassOrder, Naming
 from mgg_edge.learn.evaluation import Checks, Job, Row, evaluate, make_jobs
@@ -180,12 +180,7 @@ def packaged_path(text: str) -> Path:
         UsageError: this build of the package has no such file.
     """
     name = PACKAGED_FILES.get(text)
-    if name is None:
-        return Path(text)
-    path = Path(str(importlib.resources.files("mgg_edge.data") / name))
-    if not path.is_file():
-        raise UsageError(f"evaluation: this build of the package holds no '{name}'; name a file")
-    return path
+    return Path(text) if name is None else packaged_file(name)
 
 
 def describe(request: EvaluationRequest, streams: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -1,7 +1,11 @@
-"""Files that users name: written whole or not at all, through links, never over what is no file; those nobody named."""
+"""Files that users name: written whole or not at all, through links, never over what is no file; those nobody named.
+
+And those that the package brings.
+"""
 
 from __future__ import annotations
 
+import importlib.resources
 import os
 import stat
 import tempfile
@@ -9,7 +13,7 @@ from pathlib import Path
 
 from mgg_edge.errors import SinkError, UsageError
 
-__all__ = ["create_beside", "is_clutter", "output_target", "write_whole"]
+__all__ = ["create_beside", "is_clutter", "output_target", "packaged_file", "write_whole"]
 
 # What file managers, archivers and cameras' storage leave in folders, beside names that begin with a dot.
 CLUTTER = frozenset(
@@ -20,6 +24,18 @@ CLUTTER = frozenset(
 def is_clutter(path: Path) -> bool:
     """Whether any part of a path is hidden or of a system, so that nobody means it as data."""
     return any(part.startswith(".") or part in CLUTTER for part in path.parts if part not in (".", ".."))
+
+
+def packaged_file(name: str) -> Path:
+    """A file that the package brings.
+
+    Raises:
+        UsageError: this build of the package lacks it.
+    """
+    path = Path(str(importlib.resources.files("mgg_edge.data") / name))
+    if not path.is_file():
+        raise UsageError(f"this build of the package holds no '{name}'; name a file")
+    return path
 
 
 def output_target(path: str | os.PathLike[str]) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ class Prediction:
         logits: f32[C], read-only.
         adapted: whether θ is no longer the source model's.
         step: updates committed before this prediction.
+        labels: names of all classes.
     """
 
     label: str
@@ -34,6 +35,7 @@ class Prediction:
     logits: npt.NDArray[np.float32]
     adapted: bool
     step: int
+    labels: Sequence[str] = field(default=(), repr=False, compare=False)
 
     @classmethod
     def of(cls, logits: npt.NDArray[np.float32], labels: Sequence[str], *, adapted: bool, step: int) -> Self:
@@ -51,4 +53,12 @@ class Prediction:
             logits=logits,
             adapted=adapted,
             step=step,
+            labels=labels,
         )
+
+    def top(self, count: int) -> list[tuple[str, int, float]]:
+        """The most probable classes, at most `count`: name, place among the C classes, softmax probability."""
+        shifted = np.exp(self.logits.astype(np.float64) - self.logits.max())
+        probabilities = shifted / shifted.sum()
+        places = np.argsort(-probabilities, kind="stable")[:count]
+        return [(self.labels[place], int(place), float(probabilities[place])) for place in places]

@@ -18,11 +18,13 @@ import pytest
 
 import mgg_edge
 from mgg_edge.cli import main as cli
+from mgg_edge.cli.bundle_name import bundle_file
 from mgg_edge.runtime import Adapter
+from mgg_edge.runtime.outputs.sinks_lines import COLUMNS
 from streams import HttpStream, free_port
 from videos import pictures, read_pictures, write_video
 
-FRAME_FIELDS = ["source", "frame", "time_s", "label", "index", "probability", "entropy", "step", "adapted", "age_ms"]
+FRAME_FIELDS = ["source", *COLUMNS, "age_ms"]
 PROGRAM = "from mgg_edge.cli.main import main; main()"
 WITHOUT_TORCH = "import sys; sys.modules.update(dict.fromkeys(('torch', 'torchvision', 'timm', 'onnx')));"
 
@@ -143,15 +145,38 @@ def test_people_get_a_summary_and_the_saved_video(call: Call, toy_bundle: Path, 
 def test_without_a_bundle_the_default_one_is_used_and_named(
     call: Call, toy_bundle: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from mgg_edge.runtime.outputs import http_page  # noqa: F401 - reads its own file when it is first imported
+
     monkeypatch.setattr(importlib.resources, "files", lambda _: tmp_path)
     refused = call("run", "--source", clip)
     assert refused.code == 2
-    assert "--bundle" in error_line(refused.err)
+    assert "holds no 'default.mgg'; name a file" in error_line(refused.err)
     shutil.copy(toy_bundle, tmp_path / "default.mgg")
     done = call("run", "--source", clip, "--json")
     assert done.code == 0
     assert len(done.out.splitlines()) == 13
     assert "default bundle" in done.err
+
+
+@pytest.mark.parametrize("words", [("inspect", "default"), ("doctor", "--bundle", "default")])
+def test_the_package_s_bundle_has_a_name(call: Call, words: tuple[str, ...]) -> None:
+    done = call(*words, "--json")
+    assert done.code == 0
+    assert json.loads(done.out)
+
+
+def test_a_file_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bundle_file("default").name == "default.mgg"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "default").touch()
+    assert bundle_file("default") == Path("default")
+
+
+def test_more_than_one_label_a_line(call: Call, toy_bundle: Path, clip: Path) -> None:
+    done = call("run", "--bundle", toy_bundle, "--source", clip, "--json", "--top", 3)
+    first = json.loads(done.out.splitlines()[0])
+    assert [len(entry) for entry in first["top"]] == [3, 3, 3]
+    assert first["top"][0][:2] == [first["label"], first["index"]]
 
 
 def damaged(source: Path, target: Path) -> Path:
@@ -303,7 +328,8 @@ def test_several_sources_each_learn_for_themselves(call: Call, toy_bundle: Path,
     assert [len(lines) for lines in by_source.values()] == [12, 8, 12]
     for lines in by_source.values():
         assert [line["frame"] for line in lines] == list(range(len(lines)))
-    unnamed = [[{**line, "source": "", "age_ms": 0} for line in by_source[name]] for name in ("door", "clip")]
+    own = {"source": "", "time": "", "age_ms": 0}
+    unnamed = [[line | own for line in by_source[name]] for name in ("door", "clip")]
     assert unnamed[0] == unnamed[1]
     assert set(last["summary"]["sources"]) == set(by_source)
     assert last["summary"]["frames_read"] == last["summary"]["frames_inferred"] == 32

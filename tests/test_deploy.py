@@ -41,7 +41,7 @@ def test_every_option_of_the_unit_and_the_container_exists() -> None:
         assert len(options) >= 4
         assert options <= known_options()
     for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / "docs" / "DEPLOY.md").read_text()):
-        assert option in known_options() | {"--now", "--rm", "--env-file"}, option
+        assert option in known_options() | {"--now", "--rm", "--env-file", "--install-completion"}, option
 
 
 def test_no_credentials_in_arguments() -> None:

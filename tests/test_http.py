@@ -341,6 +341,7 @@ def test_a_taken_port_is_one_clear_line() -> None:
 def test_everybody_can_look_only_when_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     with LiveServer(("0.0.0.0", 0), INFO) as server:  # noqa: S104 - the point of the test
         assert not server.loopback
+        assert server.address == f"http://{socket.gethostname()}:{server.port}/"
         assert ask(server, "/healthz", Host="box.example")[0] == 200
     assert "everybody who reaches it sees the pictures" in caplog.text
 

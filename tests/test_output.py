@@ -11,6 +11,7 @@ import time
 import pytest
 
 import toy
+from mgg_edge.cli.main import main
 from mgg_edge.cli.run import _asked_to_end
 from mgg_edge.errors import printable
 from videos import pictures, write_video
@@ -120,9 +121,10 @@ def test_a_hang_up_ends_a_run_as_a_termination_does(toy_bundle, tmp_path, number
 
 def test_under_nohup_a_hang_up_is_ignored(monkeypatch):
     monkeypatch.setattr(signal, "getsignal", lambda _number: signal.SIG_IGN)
-    assert signal.SIGHUP not in _asked_to_end()
+    assert signal.SIGHUP not in _asked_to_end(reloads=False)
     monkeypatch.setattr(signal, "getsignal", lambda _number: signal.SIG_DFL)
-    assert set(_asked_to_end()) == {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    assert set(_asked_to_end(reloads=True)) == {signal.SIGINT, signal.SIGTERM}
+    assert set(_asked_to_end(reloads=False)) == {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 def test_names_that_occur_twice_stay_apart(tmp_path, clip):
@@ -133,3 +135,10 @@ def test_names_that_occur_twice_stay_apart(tmp_path, clip):
     long = write_video(tmp_path / "long.mov", images)
     done = call(["run", "--bundle", tmp_path / "x.mgg", "--source", long, "--adapt", "off"], "")
     assert "crane #" in done.stdout
+
+
+def test_an_empty_state_directory_is_said(tmp_path, capfd):
+    with pytest.raises(SystemExit) as ended:
+        main(["state", "show", str(tmp_path)])
+    assert ended.value.code == 0
+    assert "no camera has learned anything yet" in capfd.readouterr().err

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 import stat
 import threading
 import time
@@ -41,15 +42,17 @@ def write_all(sink: AnnotatedVideo, images: list[np.ndarray], step: int = 0) -> 
 # --- JSON lines
 
 
-def test_one_object_a_line_with_the_agreed_fields() -> None:
+def test_one_object_a_line_with_the_agreed_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     lines = JsonLines(stream, clock=lambda: 20.0414)
+    monkeypatch.setattr(time, "time", lambda: 1795824000.0414)
     lines.write(Frame(3, 0.12, pictures(1)[0], captured_s=20.0), prediction(step=2, label="tram\nline"))
     lines.summary({"frames_read": 4})
     first, last = map(json.loads, stream.getvalue().splitlines())
     assert first == {
         "frame": 3,
         "time_s": 0.12,
+        "time": "2026-11-28T00:00:00.000Z",
         "label": "tram\nline",
         "index": 0,
         "probability": 0.75,
@@ -100,8 +103,19 @@ def test_several_sources_share_a_stream_and_say_which_they_are() -> None:
     lines.summary({})
     found = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [line.get("source") for line in found] == ["door", "gate", None]
-    expected = ["source", "frame", "time_s", "label", "index", "probability", "entropy", "step", "adapted", "age_ms"]
-    assert list(found[0]) == expected
+    assert list(found[0]) == ["source", *COLUMNS, "age_ms"]
+
+
+def test_the_most_probable_labels_where_more_than_one_is_wanted() -> None:
+    stream = io.StringIO()
+    logits = np.log(np.array([0.1, 0.6, 0.3], np.float32))
+    seen = Prediction.of(logits, ["a", "b", "c"], adapted=False, step=0)
+    JsonLines(stream, top=2).of_source("door").write(Frame(0, 0.0, pictures(1)[0]), seen)
+    (first, second) = json.loads(stream.getvalue())["top"]
+    assert (first[:2], second[:2]) == (["b", 1], ["c", 2])
+    assert (first[2], second[2]) == pytest.approx((0.6, 0.3))
+    assert first[2] == seen.probability
+    assert len(seen.top(9)) == 3
 
 
 def test_lines_of_several_threads_never_mix() -> None:
@@ -142,10 +156,11 @@ def test_a_table_has_a_header_and_a_row_a_frame(tmp_path: Path) -> None:
     assert list(csv.reader(io.StringIO((tmp_path / "out.csv").read_text()))) == rows_so_far
     header, first, second = rows_so_far
     assert header == ["source", *COLUMNS, "file"]
-    assert COLUMNS == ("frame", "time_s", "label", "index", "probability", "entropy", "step", "adapted")
-    assert first == ["door", "0", "0.0", 'a, "b" c', "0", "0.75", "", "0", "False", ""]
+    assert COLUMNS == ("frame", "time_s", "time", "label", "index", "probability", "entropy", "step", "adapted")
+    assert first == ["door", "0", "0.0", first[3], 'a, "b" c', "0", "0.75", "", "0", "False", ""]
+    assert re.fullmatch(r"2\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first[3])
     assert second[-1] == "x/1.png"
-    assert second[3] == "'=cmd()"  # no formula for a spreadsheet
+    assert second[4] == "'=cmd()"  # no formula for a spreadsheet
     with pytest.raises(SinkError, match="given up"):
         sink.write(Frame(2, 0.08, pictures(1)[0]), prediction())
 

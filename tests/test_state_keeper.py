@@ -60,6 +60,18 @@ class TestKeeper:
             time.sleep(0.1)
             assert kept.saves == before
 
+    def test_what_is_learned_first_is_saved_at_once(self, toy_bundle: Path, tmp_path: Path):
+        with Adapter.open(toy_bundle, threads=1) as adapter, keeper(adapter, tmp_path, interval_s=3600) as kept:
+            run(adapter, 12)
+            assert adapter.counters.adapt_steps > 0
+            deadline_s = time.monotonic() + 30
+            while kept.saves == 0:
+                assert time.monotonic() < deadline_s
+                time.sleep(0.05)
+            run(adapter, 12)  # what comes later waits for its time
+            time.sleep(2.5)
+            assert kept.saves == 1
+
     def test_a_kill_loses_at_most_an_interval(self, toy_bundle: Path, tmp_path: Path):
         with Adapter.open(toy_bundle, threads=1) as adapter, keeper(adapter, tmp_path, interval_s=0.01) as kept:
             run(adapter, 8)

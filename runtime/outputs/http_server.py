@@ -115,7 +115,9 @@ class LiveServer:
             raise SinkError(f"serve: cannot listen on {where}: {getattr(error, 'strerror', None) or error}") from error
         host, self.port = self._server.server_address[:2]
         name = host.decode() if isinstance(host, bytes | bytearray) else host
-        self.address = f"http://{f'[{name}]' if ':' in name else name}:{self.port}/"
+        # All interfaces have no address of their own: the machine's name is one.
+        shown = socket.gethostname() if name in ("0.0.0.0", "::") else f"[{name}]" if ":" in name else name  # noqa: S104
+        self.address = f"http://{shown}:{self.port}/"
         self.loopback = bool(_LOOPBACK_NAMES.fullmatch(f"[{name}]" if ":" in name else name))
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
         self._sampler = threading.Thread(target=self._sample, name="history", daemon=True)

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,30 +22,34 @@ from mgg_edge.files import output_target
 from mgg_edge.runtime.adaptation.adapter import Prediction
 from mgg_edge.runtime.sources.source import Frame
 
-__all__ = ["COLUMNS", "CsvLines", "JsonLines"]
+__all__ = ["COLUMNS", "CsvLines", "JsonLines", "clock_time"]
 
-COLUMNS = ("frame", "time_s", "label", "index", "probability", "entropy", "step", "adapted")
+COLUMNS = ("frame", "time_s", "time", "label", "index", "probability", "entropy", "step", "adapted")
 FILE = "file"  # the last column of a table; empty where a source is one file
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a label that starts so would be computed by a spreadsheet
 
 
 class JsonLines:
-    """One JSON object a line: `source, frame, time_s, label, index, probability, entropy, step, adapted, age_ms`.
+    """One JSON object a line: `source, frame, time_s, time, label, index, probability, entropy, step, adapted, age_ms`.
 
-    `source` is there where it was named (`of_source`); `age_ms` counts from the picture's decoding to this line.
-    `lost_before` is added where pictures are missing right before this one, `file` where a source is several files.
+    `source` is there where it was named (`of_source`); `time_s` is the source's own clock, `time` that of the machine
+    when the picture was decoded (ISO 8601, UTC); `age_ms` counts from there to this line. `lost_before` is added where
+    pictures are missing right before this one, `file` where a source is several files, `top` where more than one label
+    is wanted: a list of `[label, index, probability]`.
 
     Args:
         stream: text stream; each line is flushed, so that a reader sees it at once.
         clock: seconds, that of `Frame.captured_s`.
+        top: labels of a line.
     """
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream, self._clock, self._source, self._lock = stream, clock, "", threading.Lock()
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic, top: int = 1) -> None:
+        self._stream, self._clock, self._top, self._source = stream, clock, top, ""
+        self._lock = threading.Lock()
 
     def of_source(self, name: str) -> JsonLines:
         """A sink for one of several sources on the same stream; each may be written by its own thread."""
-        named = JsonLines(self._stream, self._clock)
+        named = JsonLines(self._stream, self._clock, self._top)
         named._source, named._lock = name, self._lock
         return named
 
@@ -54,7 +59,9 @@ class JsonLines:
         source = {"source": self._source} if self._source else {}
         lost = {"lost_before": frame.lost} if frame.lost else {}
         file = {"file": frame.file} if frame.file else {}
-        self._line({**source, **_values(frame, prediction), "age_ms": age_ms, **lost, **file})
+        top = {"top": prediction.top(self._top)} if self._top > 1 else {}
+        values = _values(frame, prediction, self._clock)
+        self._line({**source, **values, "age_ms": age_ms, **top, **lost, **file})
 
     def summary(self, summary: Mapping[str, Any]) -> None:
         """Write the last line, `{"summary": …}`."""
@@ -141,10 +148,11 @@ class CsvLines:
             raise SinkError(f"{self.path}: cannot write: {error.strerror or error}") from error
 
 
-def _values(frame: Frame, prediction: Prediction) -> dict[str, Any]:
+def _values(frame: Frame, prediction: Prediction, clock: Callable[[], float] = time.monotonic) -> dict[str, Any]:
     values = (
         frame.index,
         round(frame.time_s, 6),
+        clock_time(time.time() - (clock() - frame.captured_s)),
         prediction.label,
         prediction.index,
         _finite(prediction.probability),
@@ -153,6 +161,12 @@ def _values(frame: Frame, prediction: Prediction) -> dict[str, Any]:
         prediction.adapted,
     )
     return dict(zip(COLUMNS, values, strict=True))
+
+
+def clock_time(seconds: float) -> str:
+    """Seconds since 1970 in ISO 8601, UTC, with milliseconds."""
+    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _inert(label: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from contextlib import ExitStack
 from types import TracebackType
 
@@ -15,15 +16,16 @@ from mgg_edge.runtime.store.state_file import StateStore
 
 __all__ = ["StateKeeper"]
 
-INTERVAL_S = 60.0
+INTERVAL_S, POLL_S = 60.0, 1.0
 _logger = logging.getLogger(__name__)
 
 
 class StateKeeper:
     """A context in which an adapter's state is kept. Saves never hold up a frame: they are made on a thread.
 
-    A save that fails is logged and tried again at the next interval; the last one, on leaving, raises. Files that are
-    damaged are set aside and the camera begins anew, which is logged; a state of another bundle is refused.
+    What is learned first is saved at once, later changes every `interval_s`. A save that fails is logged and tried
+    again at the next interval; the last one, on leaving, raises. Files that are damaged are set aside and the camera
+    begins anew, which is logged; a state of another bundle is refused.
 
     Args:
         adapter: whose state.
@@ -92,7 +94,11 @@ class StateKeeper:
             return self._store.load()
 
     def _keep(self) -> None:
-        while not self._leaving.wait(self._interval_s):
+        due_s = time.monotonic()
+        while not self._leaving.wait(min(POLL_S, self._interval_s)):
+            if time.monotonic() < due_s or self._adapter.version == self._saved_version:
+                continue
+            due_s = time.monotonic() + self._interval_s
             try:
                 self._save()
             except SinkError as error:
