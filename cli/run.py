@@ -84,6 +84,22 @@ def run(
         str | None,
         typer.Option(metavar="[HOST:]PORT", help="Live page, /metrics and /healthz; on this machine only by default."),
     ] = None,
+    events: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TARGET",
+            help="What happens, as few events: label changes, adaptation, camera lost and back. FILE, http(s)://…, "
+            "mqtt(s)://[user:password@]host/topic; again for each further target.",
+            envvar="MGG_EDGE_EVENTS",
+            show_default=False,
+        ),
+    ] = None,
+    event_threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Probability, smoothed, below which a label is 'unknown' in events.")
+    ] = 0.5,
+    event_frames: Annotated[
+        float, typer.Option(min=0, max=10_000, help="Frames over which labels are smoothed for events, about.")
+    ] = 5.0,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(help="Answer a proxy in front of the live page that asks by this name.", show_default=False),
@@ -137,8 +153,9 @@ def run(
     """
     from mgg_edge.cli.display import RunDisplay, Stages, log_to_terminal
     from mgg_edge.cli.run_fleet import Fleet, Reload
-    from mgg_edge.cli.run_parts import EngineChoice, Models, Targets, open_sources, serving
+    from mgg_edge.cli.run_parts import EngineChoice, Events, Models, Targets, open_sources, serving
     from mgg_edge.cli.run_words import CameraWords, named, read_cameras
+    from mgg_edge.runtime.outputs.events import EventSettings
     from mgg_edge.runtime.outputs.sinks import JsonLines
     from mgg_edge.runtime.session_lanes import run_lanes
 
@@ -153,7 +170,9 @@ def run(
         views = serving(serve, stack, allow_host or ())
         words = named(source or (), common) if config is None else read_cameras(config, common)
         default = None if all(one.bundle for one in words) else default_bundle()
-        targets = Targets(lines, save, csv, record, state, len(words) > 1 or config is not None, save_every)
+        told = Events.open(events or (), EventSettings(event_threshold, event_frames), stack)
+        several = len(words) > 1 or config is not None
+        targets = Targets(lines, save, csv, record, state, several, save_every, told)
         sources = open_sources(words)
         with Stages(console) as stages:
             models = Models(EngineChoice(engine.value, threads, stages), default)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mgg_edge
 from mgg_edge.cli.display import RunDisplay
@@ -19,10 +20,12 @@ from mgg_edge.runtime.adaptation.adapter import Adapter, AdapterSettings
 from mgg_edge.runtime.adaptation.site import site_note
 from mgg_edge.runtime.bundle.bundle import Bundle
 from mgg_edge.runtime.engines.engine import Engine, Progress, open_engine
+from mgg_edge.runtime.outputs.events import EventSettings, EventSink
+from mgg_edge.runtime.outputs.events_out import EventTarget, open_target
 from mgg_edge.runtime.outputs.http_frozen import FrozenModel
 from mgg_edge.runtime.outputs.http_history import History
 from mgg_edge.runtime.outputs.http_server import LiveServer, parse_listen
-from mgg_edge.runtime.outputs.http_view import CameraView
+from mgg_edge.runtime.outputs.http_view import CameraView, connection_of
 from mgg_edge.runtime.outputs.sinks import AnnotatedVideo, CsvLines, JsonLines, Sink
 from mgg_edge.runtime.pipeline import Reader
 from mgg_edge.runtime.session_lanes import Lane
@@ -130,6 +133,27 @@ class Models:
         return self._bundles[path]
 
 
+class Events(NamedTuple):
+    """Targets of events, each with a thread of its own, and when a label counts."""
+
+    targets: Sequence[EventTarget]
+    settings: EventSettings
+
+    @classmethod
+    def open(cls, names: Sequence[str], settings: EventSettings, stack: contextlib.ExitStack) -> Events:
+        """Open the targets; closed with the stack.
+
+        Raises:
+            UsageError, SinkError, MissingDependencyError: one cannot be used.
+        """
+        return cls([stack.enter_context(open_target(name)) for name in names], settings)
+
+    def emit(self, event: Mapping[str, Any]) -> None:
+        """Give an event to all of them."""
+        for target in self.targets:
+            target.emit(event)
+
+
 @dataclass(frozen=True)
 class Targets:
     """Where predictions and what is learned go: as the user named it, or `out-NAME.mp4` where there are several.
@@ -139,6 +163,7 @@ class Targets:
         save, csv, record: files, or None.
         state: directory, or None.
         several: whether files are named by camera.
+        events: where events go, and when a label counts.
         save_every_s: seconds between two saves of a state that changes.
     """
 
@@ -149,6 +174,7 @@ class Targets:
     state: Path | None
     several: bool
     save_every_s: float
+    events: Events
 
     def path(self, target: Path, camera: str, source: FrameSource, option: str) -> Path:
         """A camera's own file.
@@ -230,13 +256,17 @@ class Camera:
         begin_record(self._recorder, adapter, source, models.engine.threads)
         reader = stack.enter_context(Reader(source, words.policy, limit=limit))
         lane = Lane(words.name, reader, adapter, self._sinks, display.of_source(words.name))
+        if (events := self._targets.events).targets:
+            connection = functools.partial(connection_of, reader)
+            teller = EventSink(words.name, adapter, connection, events.settings, events.emit)
+            lane = replace(lane, sinks=[*lane.sinks, teller], heartbeats=[*lane.heartbeats, teller.beat])
         if views is None:
             return lane
         history = History(self._targets.state, file_name(words.name))
         frozen = views.frozen(models.path(words), models.engine)
         view = CameraView(words.name, adapter, reader, frozen, history, keeper)
         views.show(view, models.path(words))
-        return replace(lane, sinks=[*self._sinks, view], heartbeat=view.beat)
+        return replace(lane, sinks=[*lane.sinks, view], heartbeats=[*lane.heartbeats, view.beat])
 
     def close(self) -> None:
         """Save its state and release all it holds; safe to call twice."""

@@ -37,7 +37,7 @@ class Lane:
     adapter: Adapter
     sinks: Sequence[Sink] = ()
     progress: Progress | None = None
-    heartbeat: Callable[[], None] = lambda: None
+    heartbeats: Sequence[Callable[[], None]] = ()
 
     @property
     def was_never_there(self) -> bool:
@@ -90,9 +90,11 @@ class Ended(NamedTuple):
 
 
 def _run(lane: Lane, stop: Callable[[], bool], limit: int | None) -> Ended:
-    summary = session.run(
-        lane.reader, lane.adapter, lane.sinks, lane.progress, stop=stop, limit=limit, heartbeat=lane.heartbeat
-    )
+    def beat() -> None:
+        for heartbeat in lane.heartbeats:
+            heartbeat()
+
+    summary = session.run(lane.reader, lane.adapter, lane.sinks, lane.progress, stop=stop, limit=limit, heartbeat=beat)
     return Ended(lane.name, summary, lane.adapter.infer_times_ms, lane.adapter.adapt_times_ms)
 
 

@@ -24,7 +24,7 @@ from mgg_edge.runtime.pipeline import Reader, ReaderCounts
 from mgg_edge.runtime.session_summary import Percentiles
 from mgg_edge.runtime.sources.source import Frame
 
-__all__ = ["AGE_BUCKETS_S", "MAX_WIDTH", "CameraView", "Keeper"]
+__all__ = ["AGE_BUCKETS_S", "MAX_WIDTH", "CameraView", "Keeper", "connection_of"]
 
 HISTORY = 240  # predictions in the page's curves
 AGES = 4096  # frames in the age percentiles
@@ -34,6 +34,15 @@ REFRESH_S = 0.5  # how old percentiles, distances and the source model's opinion
 WIDTHS = (320, 960)  # pixels of a picture shown: small in a grid, large alone
 MAX_WIDTH = WIDTHS[-1]
 JPEG_QUALITY = 80
+
+
+def connection_of(reader: Reader) -> dict[str, Any]:
+    """`connected`, `disconnects`, `kills`, `reconnects`, `downtime_s` of a live source; empty for others."""
+    stats = getattr(reader.source, "stats", None)
+    if stats is None:
+        return {}
+    facts = {name: getattr(stats, name) for name in ("connected", "disconnects", "kills", "reconnects")}
+    return {**facts, "downtime_s": round(stats.downtime_s, 3)}
 
 
 class Keeper(Protocol):
@@ -167,11 +176,7 @@ class CameraView:
     @property
     def connection(self) -> dict[str, Any]:
         """`connected`, `disconnects`, `kills`, `reconnects`, `downtime_s` of a live source; empty for others."""
-        stats = getattr(self._reader.source, "stats", None)
-        if stats is None:
-            return {}
-        facts = {name: getattr(stats, name) for name in ("connected", "disconnects", "kills", "reconnects")}
-        return {**facts, "downtime_s": round(stats.downtime_s, 3)}
+        return connection_of(self._reader)
 
     def age_histogram(self) -> tuple[list[int], float]:
         """Frames by age: one count for each bound of `AGE_BUCKETS_S` and one beyond, and the sum in seconds."""
