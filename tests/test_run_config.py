@@ -251,6 +251,6 @@ def test_twenty_cameras_on_the_default_reader(file: Path, tmp_path: Path, capfd:
     assert list(summary["sources"]) == [f"c{number}" for number in range(20)]
     assert {part["frames_inferred"] for part in summary["sources"].values()} == {24}
     # Each has a θ of its own, learned from its own pictures.
-    states = [path.read_bytes() for path in sorted((tmp_path / "state").glob("*.mggstate"))]
+    states = [path.read_bytes() for path in sorted((tmp_path / "state").glob("*.0.mggstate"))]
     assert len(states) == 20 == len(set(states))
     assert all(part["adapt_steps"] >= 1 for part in summary["sources"].values())
