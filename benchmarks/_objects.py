@@ -26,6 +26,8 @@ Classes = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 class Clip:
     """Clean pictures u8[n, H, W, 3] as a source for `calibrate`."""
 
+    live = False
+
     def __init__(self, name: str, frames: np.ndarray) -> None:
         self.name, self.frames, self.frames_expected = name, frames, len(frames)
 

@@ -6,18 +6,17 @@ import contextlib
 import logging
 import signal
 import sys
-import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mgg_edge.cli.bundle_name import bundle_file, default_bundle
 from mgg_edge.cli.engine_name import ENGINE_HELP, EngineName
-from mgg_edge.compat import Self, StrEnum
+from mgg_edge.cli.stop_request import StopRequest
+from mgg_edge.compat import StrEnum
 from mgg_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["AdaptMode", "LogFormat", "run"]
 
 INTERRUPTED = 130
-IMPATIENCE_S = 0.5
 _POLICY: dict[bool, Policy] = {True: "latest", False: "every-frame"}
 _logger = logging.getLogger(__name__)
 
@@ -165,7 +163,7 @@ def run(
     lines = JsonLines(sys.stdout, top=top) if json else None
     common = CameraWords("", "", bundle, adapt.value, adapt_budget_ms, latest, strict, stall_timeout, max_reconnects)
     with contextlib.ExitStack() as stack:
-        stopper = stack.enter_context(_StopRequest(reloads=config is not None))
+        stopper = stack.enter_context(StopRequest(reloads=config is not None))
         # Cheapest first: what is wrong with the arguments shows before the model is loaded.
         views = serving(serve, stack, allow_host or ())
         words = named(source or (), common) if config is None else read_cameras(config, common)
@@ -189,44 +187,6 @@ def run(
         raise total.failure
     if stopper.signal == signal.SIGINT:
         raise typer.Exit(INTERRUPTED)
-
-
-def _asked_to_end(*, reloads: bool) -> tuple[signal.Signals, ...]:
-    """Signals that ask a run to end; a hang-up only where it is not ignored (nohup) and asks for nothing else."""
-    hang_up = () if reloads or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
-    return (signal.SIGINT, signal.SIGTERM, *hang_up)
-
-
-class _StopRequest:
-    """Turns SIGINT, SIGTERM or SIGHUP into a wish the run can grant between two frames; a second Ctrl-C is prompt.
-
-    Supervisors signal a process and its whole group, so one request often comes twice.
-
-    Args:
-        reloads: leave SIGHUP to others.
-
-    Attributes:
-        signal: the signal received, or None.
-    """
-
-    def __init__(self, *, reloads: bool = False) -> None:
-        self._numbers = _asked_to_end(reloads=reloads)
-        self.signal: int | None = None
-        self._asked_s = 0.0
-
-    def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._note) for number in self._numbers}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        if self.signal is None:
-            self.signal, self._asked_s = number, time.monotonic()
-        elif number == signal.SIGINT and time.monotonic() - self._asked_s >= IMPATIENCE_S:
-            raise KeyboardInterrupt
 
 
 def _total(expected: list[int | None], limit: int | None) -> int | None:

@@ -238,6 +238,35 @@ class TestFrames:
         assert len(kept) == 100
         assert np.array_equal(kept[1], frames[4])
 
+    def test_they_are_spread_over_the_minutes_of_a_camera(self, packaged):
+        manifest = Bundle.load(packaged[0]).manifest
+        frames, told = shot(packaged[2], FEW, 400, 0), []
+        camera = IteratorSource(frames, name="camera", live=True, rate=10)  # 40 seconds
+        kept = gather_frames(camera, manifest, limit=60, seconds=30, progress=lambda *words: told.append(words))
+        assert len(kept) == 60
+        assert np.array_equal(kept[1], frames[5])  # one each half second
+        assert told[-1] == ("seconds of footage", 29, 30)
+
+    def test_a_still_camera_ends_with_its_minutes(self, packaged):
+        manifest = Bundle.load(packaged[0]).manifest
+        taken = []
+        frames = shot(packaged[2], FEW, 1, 0)
+
+        def still():
+            for number in range(10_000):
+                taken.append(number)
+                yield frames[0]
+
+        with pytest.raises(UsageError, match="found 1: calibrate while something moves"):
+            gather_frames(IteratorSource(still(), name="camera", live=True, rate=10), manifest, seconds=20)
+        assert len(taken) < 210
+
+    def test_asked_to_stop_it_makes_do_with_what_there_is(self, packaged):
+        manifest = Bundle.load(packaged[0]).manifest
+        frames, asked = shot(packaged[2], FEW, 100, 0), []
+        kept = gather_frames(source_of(frames), manifest, stop=lambda: asked.append(1) or len(asked) > 40)
+        assert len(kept) == 40
+
 
 def test_the_command_prints_the_report_and_writes_the_bundle(packaged, tmp_path, capsys):
     folder = tmp_path / "clean"

@@ -41,7 +41,9 @@ def test_every_option_of_the_unit_and_the_container_exists() -> None:
         assert len(options) >= 4
         assert options <= known_options()
     for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / "docs" / "DEPLOY.md").read_text()):
-        assert option in known_options() | {"--now", "--rm", "--env-file", "--install-completion"}, option
+        assert option in known_options() | {
+            *("--now", "--restart", "--env-file", "--install-completion", "--format", "--health-on-failure"),
+        }, option
 
 
 def test_no_credentials_in_arguments() -> None:
@@ -65,6 +67,22 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
         (tmp_path / path.name).write_text(text)
     done = subprocess.run([program, "verify", *map(str, tmp_path.iterdir())], capture_output=True, text=True)
     assert not [line for line in done.stderr.splitlines() if "mgg-edge" in line and "Unknown" in line], done.stderr
+
+
+def test_the_unit_may_do_little(tmp_path: Path) -> None:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("systemd-analyze is not installed")
+    unit = tmp_path / "mgg-edge.service"
+    text = (DEPLOY / "mgg-edge.service").read_text().replace("/opt/mgg-edge/bin/mgg-edge", "/bin/true")
+    for content, good in (
+        (text, True),
+        (re.sub("^(System|Capab|Restrict|Protect).*", "", text, flags=re.MULTILINE), False),
+    ):
+        unit.write_text(content)
+        words = [program, "security", "--offline=true", "--threshold=40", str(unit)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert (done.returncode == 0) == good, done.stdout[-500:] + done.stderr
 
 
 def test_the_health_check_tells(

@@ -12,7 +12,7 @@ import pytest
 
 import toy
 from mgg_edge.cli.main import main
-from mgg_edge.cli.run import _asked_to_end
+from mgg_edge.cli.stop_request import asked_to_end
 from mgg_edge.errors import printable
 from videos import pictures, write_video
 
@@ -121,10 +121,10 @@ def test_a_hang_up_ends_a_run_as_a_termination_does(toy_bundle, tmp_path, number
 
 def test_under_nohup_a_hang_up_is_ignored(monkeypatch):
     monkeypatch.setattr(signal, "getsignal", lambda _number: signal.SIG_IGN)
-    assert signal.SIGHUP not in _asked_to_end(reloads=False)
+    assert signal.SIGHUP not in asked_to_end(reloads=False)
     monkeypatch.setattr(signal, "getsignal", lambda _number: signal.SIG_DFL)
-    assert set(_asked_to_end(reloads=True)) == {signal.SIGINT, signal.SIGTERM}
-    assert set(_asked_to_end(reloads=False)) == {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    assert set(asked_to_end(reloads=True)) == {signal.SIGINT, signal.SIGTERM}
+    assert set(asked_to_end(reloads=False)) == {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 def test_names_that_occur_twice_stay_apart(tmp_path, clip):

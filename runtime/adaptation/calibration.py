@@ -50,6 +50,7 @@ ENGINE = "cpu"  # a GPU engine would be built anew for every draft of the statis
 # As in `mgg_edge.learn.rules.base`, which the run time must not import; a test holds the two together.
 CLEAN_WINDOWS = (2, 4, 8, 16, 32, 64, 128)
 MIN_FRAMES, MAX_FRAMES = 32, 512
+LIVE_SECONDS = 180.0
 REPORT_FRAMES = 64
 REPORT_WEATHERS, REPORT_SEED = 12, 2027
 KNOWN_SHARE = 0.7  # of the footage, for the report
@@ -79,21 +80,45 @@ class Measured:
     classes: npt.NDArray[np.int64]
 
 
-def gather_frames(source: FrameSource, manifest: Manifest, limit: int = MAX_FRAMES) -> Frames:
+def gather_frames(
+    source: FrameSource,
+    manifest: Manifest,
+    limit: int = MAX_FRAMES,
+    *,
+    seconds: float | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Progress = lambda _stage, _done, _total: None,
+) -> Frames:
     """Clean pictures u8[n, H, W, 3] at model size, n ≤ `limit`, spread over the whole source where its length is known.
 
     A picture that differs from the one kept last by less than a grey level is left out.
+
+    Args:
+        source: of clean pictures.
+        manifest: of the bundle.
+        limit: most pictures.
+        seconds: of the source's clock over which to spread them; to its end if None.
+        stop: asked before each picture; True makes do with what there is.
+        progress: told of the seconds, or of the pictures where their number is known.
 
     Raises:
         UsageError: fewer than 32 pictures that differ.
         SourceError: the source failed.
     """
-    stride = max(1, (source.frames_expected or 0) // limit)
+    stride = 1 if seconds else max(1, (source.frames_expected or 0) // limit)
     kept: list[Frames] = []
     last: npt.NDArray[np.float32] | None = None
+    due_s = 0.0
     for number, frame in enumerate(source):
-        if number % stride:
+        if stop() or (seconds is not None and frame.time_s >= seconds):
+            break
+        if seconds is not None:
+            progress("seconds of footage", int(frame.time_s), math.ceil(seconds))
+        elif source.frames_expected:
+            progress("pictures looked at", number, source.frames_expected)
+        if number % stride or frame.time_s < due_s:
             continue
+        due_s = frame.time_s + seconds / limit if seconds else 0.0
         fitted = fit(frame.image, manifest.preprocess)
         small = thumbnail(fitted)
         if last is not None and difference_levels(last, small) < MIN_DIFFERENCE_LEVELS:
@@ -105,7 +130,7 @@ def gather_frames(source: FrameSource, manifest: Manifest, limit: int = MAX_FRAM
     if len(kept) < max(MIN_FRAMES, manifest.adapt_batch):
         raise UsageError(
             f"{source.name}: expected at least {max(MIN_FRAMES, manifest.adapt_batch)} pictures that differ, "
-            f"found {len(kept)}"
+            f"found {len(kept)}: calibrate while something moves, or for longer"
         )
     return np.stack(kept)
 
@@ -146,6 +171,8 @@ def calibrate(
     out: Path,
     *,
     threads: int | None = None,
+    seconds: float | None = None,
+    stop: Callable[[], bool] = lambda: False,
     progress: Progress = lambda _stage, _done, _total: None,
 ) -> SiteInfo:
     """Write a bundle for a site; weights and graphs are those of the bundle at `path`, byte for byte or in value.
@@ -155,6 +182,8 @@ def calibrate(
         source: clean pictures of the site.
         out: bundle to write, replaced if it exists.
         threads: of the engine.
+        seconds: of footage; a camera's or stream's first three minutes, a file's whole length if None.
+        stop: asked before each picture; True makes do with those there are.
         progress: called with a stage's name, and how much of how much of it is done.
 
     Returns:
@@ -166,7 +195,9 @@ def calibrate(
     """
     output_target(out)  # before the work
     bundle = Bundle.load(path)
-    frames = gather_frames(source, bundle.manifest)
+    if seconds is None and source.live and source.frames_expected is None:
+        seconds = LIVE_SECONDS
+    frames = gather_frames(source, bundle.manifest, seconds=seconds, stop=stop, progress=progress)
     progress("clean pictures", len(frames), len(frames))
     engine = open_engine(bundle, ENGINE, threads=threads, with_adapt=False)
     try:
