@@ -3,13 +3,17 @@
 ┌──────────────────────────────────────────────────────────┐
 │  title                                            NIGHT  │
 │                           frozen      mgg      adapted   │
-│ ┌───────────┐               3          8          B      │   what each reads, green if right
-│ │  camera   │              41 %       52 %       87 %    │   share of right ones lately
+│ ┌───────────┐              3 ✗        8 ✗        B ✓     │   what each reads, and whether it is right
+│ │  camera   │              41 %       52 %       87 %    │   right ones of the last 60
 │ │  picture  │                                            │
 │ └───────────┘            ● frozen   ● frozen  ● adapted  │
+│  it shows B                                              │
 │  ▒ ▒ ▒ ▒ ▒ ▒  the last pictures                          │
 │  ───╲______╱‾‾‾╲____  accuracy over time, weather behind │
 └──────────────────────────────────────────────────────────┘
+
+One of six pictures is shown, long enough to be read, longer where only the adapted reader is right; all of them count.
+A card of the totals comes last.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from mgg_edge.runtime.demo import READERS, Scores
+from mgg_edge.runtime.demo import ADAPTED, LATELY_FRAMES, READERS, Scores
 from mgg_edge.runtime.outputs.sinks import VideoFile
 from mgg_edge.runtime.prediction import Prediction
 from mgg_edge.runtime.sources.source_demo import COURSE, DemoFrame
@@ -32,8 +36,10 @@ from mgg_edge.scenes.glyphs import CHARACTERS
 __all__ = ["DemoVideo"]
 
 WIDTH, HEIGHT = 1280, 720
-RATE, EVERY = Fraction(15), 2  # one of two frames is shown: a reader is faster than an eye
-CAMERA = (40, 96, 300)  # left, top, side
+RATE, EVERY = Fraction(15), 6  # one of six frames is shown: a reader is faster than an eye
+SHOWN, HELD, APART = 2, 10, 30  # pictures of a shown frame, of one that tells something, and frames between two such
+CARD = 75  # pictures of the last card
+CAMERA = (40, 96, 264)  # left, top, side
 STRIP = (40, 420, 64, 18)  # left, top, side, pictures
 CHART = (70, 520, 1170, 160)  # left, top, width, height
 COLUMNS, COLUMN_WIDTH = (400, 690, 980), 260
@@ -60,9 +66,11 @@ class DemoVideo:
         self._steps = dict.fromkeys(READERS, 0)
         self._fonts = {size: ImageFont.load_default(size) for size in (18, 22, 34, 44, 110)}
         self._still = self._draw_still()
+        self._held = -APART
+        self._scores: Scores | None = None
 
     def add(self, frame: DemoFrame, predictions: Mapping[str, Prediction], scores: Scores) -> None:
-        """Take one frame of the stream; every second one becomes a picture.
+        """Take one frame of the stream; one of six is shown.
 
         Raises:
             SinkError: the video cannot be written.
@@ -70,13 +78,28 @@ class DemoVideo:
         self._lately.append(frame.image)
         for name in READERS:
             self._curves[name].append((frame.index, scores.recent(name)))
+        self._scores = scores
         if frame.index % EVERY == 0:
-            self._video.append(self._draw(frame, predictions, scores))
+            picture = self._draw(frame, predictions, scores)
+            for _ in range(self._pictures_of(frame.index, scores)):
+                self._video.append(picture)
         self._steps = {name: prediction.step for name, prediction in predictions.items()}
 
     def close(self) -> None:
-        """Complete the video."""
+        """Show the totals and complete the video."""
+        if self._scores is not None:
+            card = self._draw_card(self._scores)
+            for _ in range(CARD):
+                self._video.append(card)
         self._video.close()
+
+    def _pictures_of(self, index: int, scores: Scores) -> int:
+        """How long a frame is shown: longer where only the adapted reader is right, but not one after the other."""
+        tells = scores.right[ADAPTED][-1] and not any(scores.right[name][-1] for name in READERS if name != ADAPTED)
+        if not tells or index - self._held < APART:
+            return SHOWN
+        self._held = index
+        return HELD
 
     def abort(self) -> None:
         """Leave nothing half-written behind."""
@@ -108,17 +131,43 @@ class DemoVideo:
         picture.paste(_enlarged(frame.image, side), (left, top))
         pen.text((WIDTH - 40, 24), frame.weather, TEXT, self._fonts[34], anchor="ra")
         truth = CHARACTERS[frame.label]
+        pen.text((left, top + side + 12), f"it shows {truth}", TEXT, self._fonts[22])
         for column, name in zip(COLUMNS, READERS, strict=True):
             middle, prediction = column + COLUMN_WIDTH / 2, predictions[name]
             right = prediction.label == truth
-            pen.text((middle, 152), prediction.label, RIGHT if right else WRONG, self._fonts[110], anchor="ma")
-            pen.text((middle, 290), f"{scores.recent(name):.0%}", TEXT, self._fonts[44], anchor="ma")
+            pen.text((middle, 140), prediction.label, RIGHT if right else WRONG, self._fonts[110], anchor="ma")
+            _mark(pen, column + COLUMN_WIDTH - 44, 196, right=right)
+            pen.text((middle, 268), f"{scores.recent(name):.0%}", TEXT, self._fonts[44], anchor="ma")
+            pen.text((middle, 320), f"right of the last {LATELY_FRAMES}", FAINT, self._fonts[18], anchor="ma")
             state, colour = self._state(name, prediction)
-            pen.text((middle, 352), state, colour, self._fonts[22], anchor="ma")
+            pen.text((middle, 356), state, colour, self._fonts[22], anchor="ma")
         left, top, side, _ = STRIP
         for place, image in enumerate(reversed(self._lately)):
             picture.paste(_enlarged(image, side), (left + place * (side + 3), top))
         self._draw_curves(pen)
+        return np.asarray(picture)
+
+    def _draw_card(self, scores: Scores) -> npt.NDArray[np.uint8]:
+        """The totals: each reader in each weather, and in all."""
+        picture = Image.new("RGB", (WIDTH, HEIGHT), BACKGROUND)
+        pen = ImageDraw.Draw(picture)
+        found = scores.summary()
+        pen.text((40, 24), f"read right, of {found['frames']:,} characters of unseen fonts", TEXT, self._fonts[34])
+        rows = [(one["weather"], {name: one[name] for name in READERS}) for one in found["stretches"]]
+        rows.append(("in all", {name: found[f"accuracy_{name}"] for name in READERS}))
+        for left, name in zip(COLUMNS, READERS, strict=True):
+            pen.text((left + COLUMN_WIDTH / 2, 112), TITLES[name], COLOURS[name], self._fonts[22], anchor="ma")
+        step = min(64, (HEIGHT - 190) // len(rows))
+        for number, (weather, shares) in enumerate(rows):
+            level = 164 + number * step + (16 if number == len(rows) - 1 else 0)
+            size = 44 if number == len(rows) - 1 else 34
+            pen.text((70, level), weather, TEXT if size == 44 else FAINT, self._fonts[size])
+            for left, name in zip(COLUMNS, READERS, strict=True):
+                best = shares[name] == max(shares.values())
+                colour = COLOURS[name] if best else FAINT
+                pen.text(
+                    (left + COLUMN_WIDTH / 2, level), f"{shares[name]:.1%}", colour, self._fonts[size], anchor="ma"
+                )
         return np.asarray(picture)
 
     def _state(self, name: str, prediction: Prediction) -> tuple[str, tuple[int, int, int]]:
@@ -136,6 +185,15 @@ class DemoVideo:
             ]
             if len(points) > 1:
                 pen.line(points[:: max(1, len(points) // 600)] + points[-1:], COLOURS[name], 3)
+
+
+def _mark(pen: ImageDraw.ImageDraw, left: float, top: float, *, right: bool) -> None:
+    """A tick or a cross: colour alone says nothing to one man in twelve."""
+    if right:
+        pen.line((left - 14, top, left - 4, top + 11, left + 15, top - 14), RIGHT, 6, joint="curve")
+        return
+    for slope in (-1, 1):
+        pen.line((left - 13, top - 13 * slope, left + 13, top + 13 * slope), WRONG, 6)
 
 
 def _enlarged(image: npt.NDArray[np.uint8], side: int) -> Image.Image:

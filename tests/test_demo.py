@@ -8,8 +8,12 @@ import pytest
 
 from mgg_edge.cli.main import main
 from mgg_edge.runtime import Adapter, demo
+from mgg_edge.runtime.demo import Scores
+from mgg_edge.runtime.demo_picture import CARD, COLUMN_WIDTH, COLUMNS, HELD, SHOWN, DemoVideo
+from mgg_edge.runtime.prediction import Prediction
 from mgg_edge.runtime.sources import source_demo
 from mgg_edge.runtime.sources.source_open import open_source
+from mgg_edge.scenes.glyphs import CHARACTERS
 
 
 def command(capsys, *words):
@@ -17,6 +21,10 @@ def command(capsys, *words):
         main([str(word) for word in words])
     captured = capsys.readouterr()
     return ended.value.code or 0, captured.out, captured.err
+
+
+def reading(label):
+    return Prediction(label, 0, 0.9, 0.1, np.zeros(36, np.float32), adapted=True, step=1)
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +56,35 @@ def test_a_table_for_people_and_a_video_to_watch(capsys, tmp_path):
     assert [row[0] for row in rows[1:7]] == ["clear", "fog", "noise", "blur", "night", "clear"]
     with av.open(str(tmp_path / "demo.mp4")) as video:
         pictures = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-    assert len(pictures) == 60
+    held = len(pictures) - 20 * SHOWN - CARD  # one of six frames; some are shown longer
+    assert held % (HELD - SHOWN) == 0 <= held <= 4 * (HELD - SHOWN)
     assert pictures[0].shape == (720, 1280, 3)
-    assert np.abs(pictures[10].astype(int) - pictures[50].astype(int)).mean() > 2
+    assert np.abs(pictures[10].astype(int) - pictures[38].astype(int)).mean() > 2
+    assert (
+        np.abs(pictures[-1].astype(int) - pictures[-CARD].astype(int)).mean() < 1
+    )  # the card of the totals stands still
+    assert np.abs(pictures[-1].astype(int) - pictures[38].astype(int)).mean() > 5
+
+
+def test_what_only_the_adapted_reader_reads_is_held_and_the_mark_is_not_colour_alone(tmp_path, glyphs):
+    video, scores = DemoVideo(tmp_path / "demo.mp4", 60), Scores()
+    frame = next(source_demo.demo_frames(glyphs, 1, 0))
+    truth, other = (reading(CHARACTERS[(frame.label + shift) % 36]) for shift in (0, 1))
+    shown = []
+    for index in range(60):
+        predictions = {"frozen": other, "mgg": other, "adapted": truth}
+        scores.add(frame, predictions)
+        shown.append(video._pictures_of(index, scores))
+    assert [index for index, count in enumerate(shown) if count == HELD] == [0, 30]
+    scores.add(frame, {"frozen": truth, "mgg": other, "adapted": truth})
+    assert video._pictures_of(60, scores) == SHOWN
+    picture = video._draw(frame, {"frozen": other, "mgg": other, "adapted": truth}, scores)
+    marks = [
+        picture[180:215, left + COLUMN_WIDTH - 64 : left + COLUMN_WIDTH - 20].max(axis=2) > 120 for left in COLUMNS
+    ]
+    assert np.array_equal(marks[0], marks[1])
+    assert (marks[0] != marks[2]).mean() > 0.1
+    video.abort()
 
 
 def test_a_video_that_cannot_be_written_is_refused_first(capsys, tmp_path):
