@@ -8,7 +8,8 @@ have seen them. `weather.csv` says which thing and which weather is in view. Pri
 
     python scripts/object_film.py --out films --score site.mgg
 
-says how often a bundle names the things as the frozen model names them in clear weather, frozen and adapted.
+says how often a bundle names the things as the frozen model names them in clear weather, frozen and adapted, and writes
+`side.mp4`: the film with both readings beside it.
 """
 
 from __future__ import annotations
@@ -19,18 +20,22 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from mgg_edge.errors import MggEdgeError, UsageError
 from mgg_edge.runtime import Adapter
+from mgg_edge.runtime.outputs.sinks import VideoFile
 from mgg_edge.runtime.sources.video import VideoSource
 from mgg_edge.scenes.courses import parse_weather
 from mgg_edge.scenes.objects import TEST, CutOut, Scene, load_cut_outs, load_scenes, place
 
 SIDE, RATE = 240, 12
+READERS = {"frozen": "off", "adapted": "auto"}
 VIEW_FRAMES = 6  # half a second of each view of a thing
 VIEWS = 3  # of each thing in each weather
 WEATHERS = ("clean", "fog@3", "gaussian_noise@3", "defocus_blur@3", "frost@3", "clean")
@@ -92,21 +97,52 @@ def _make(pictures: Path, scene_name: str, out: Path) -> dict[str, object]:
 def _score(folder: Path, bundle: Path) -> str:
     with (folder / "weather.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    said = {}
-    for adapt in ("off", "auto"):
-        with Adapter.open(bundle, adapt=adapt, threads=1) as adapter, VideoSource(folder / "weather.mp4") as film:
-            said[adapt] = [adapter(frame.image, frame.time_s).label for frame in film]
+    said: dict[str, list[str]] = {}
+    with VideoSource(folder / "weather.mp4") as film:
+        frames = list(film)
+    for name, adapt in READERS.items():
+        with Adapter.open(bundle, adapt=adapt, threads=1) as adapter:
+            said[name] = [adapter(frame.image, frame.time_s).label for frame in frames]
     clear: dict[str, Counter[str]] = {}
-    for row, label in zip(rows, said["off"], strict=True):
+    for row, label in zip(rows, said["frozen"], strict=True):
         if row["weather"] == "clean":
             clear.setdefault(row["thing"], Counter())[label] += 1
+    truth = [clear[row["thing"]].most_common(1)[0][0] for row in rows]
     lines, part = ["weather           frozen  adapted"], len(rows) // len(WEATHERS)
     for start in range(0, len(rows), part):
-        span = range(start, start + part)
-        truth = [clear[rows[index]["thing"]].most_common(1)[0][0] for index in span]
-        frozen, adapted = (np.mean([found[index] for index in span] == np.array(truth)) for found in said.values())
+        span = slice(start, start + part)
+        frozen, adapted = (np.mean(np.array(found[span]) == truth[span]) for found in said.values())
         lines.append(f"{rows[start]['weather']:<16}  {frozen:6.1%}  {adapted:7.1%}")
+    _write_side(folder / "side.mp4", [frame.image for frame in frames], rows, truth, said)
     return "\n".join(lines)
+
+
+def _write_side(
+    path: Path, frames: list[np.ndarray], rows: list[dict[str, str]], truth: list[str], said: dict[str, list[str]]
+) -> None:
+    """The film, and beside it what both models read and how often they have been right in this weather."""
+    fonts = {size: ImageFont.load_default(size) for size in (20, 30, 40)}
+    video = VideoFile(path, 1120, 480, Fraction(RATE))
+    right = dict.fromkeys(said, 0)
+    for index, frame in enumerate(frames):
+        weather = rows[index]["weather"]
+        start = next(place for place in range(index, -1, -1) if place == 0 or rows[place - 1]["weather"] != weather)
+        if start == index:
+            right = dict.fromkeys(said, 0)
+        picture = Image.new("RGB", (1120, 480), (16, 20, 26))
+        picture.paste(Image.fromarray(frame).resize((480, 480), Image.Resampling.BICUBIC))
+        pen = ImageDraw.Draw(picture)
+        pen.text((520, 30), weather.partition("@")[0].replace("_", " "), (236, 240, 245), fonts[40])
+        pen.text((520, 92), f"named in clear weather: {truth[index]}", (128, 138, 150), fonts[20])
+        for number, (name, labels) in enumerate(said.items()):
+            good = labels[index] == truth[index]
+            right[name] += good
+            top, colour = 150 + 150 * number, (78, 214, 140) if good else (240, 98, 98)
+            share = f"right {right[name] / (index - start + 1):.0%} of this weather so far"
+            pen.text((520, top), f"{name}: {share}", (128, 138, 150), fonts[20])
+            pen.text((520, top + 34), f"{'=' if good else '≠'}  {labels[index][:32]}", colour, fonts[30])
+        video.append(np.asarray(picture))
+    video.close()
 
 
 def _passing(
