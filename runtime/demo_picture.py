@@ -33,7 +33,7 @@ from mgg_edge.runtime.prediction import Prediction
 from mgg_edge.runtime.sources.source_demo import COURSE, DemoFrame
 from mgg_edge.scenes.glyphs import CHARACTERS
 
-__all__ = ["DemoVideo"]
+__all__ = ["DemoVideo", "draw_mark"]
 
 WIDTH, HEIGHT = 1280, 720
 RATE, EVERY = Fraction(15), 6  # one of six frames is shown: a reader is faster than an eye
@@ -136,7 +136,7 @@ class DemoVideo:
             middle, prediction = column + COLUMN_WIDTH / 2, predictions[name]
             right = prediction.label == truth
             pen.text((middle, 140), prediction.label, RIGHT if right else WRONG, self._fonts[110], anchor="ma")
-            _mark(pen, column + COLUMN_WIDTH - 44, 196, right=right)
+            draw_mark(pen, column + COLUMN_WIDTH - 44, 196, right=right)
             pen.text((middle, 268), f"{scores.recent(name):.0%}", TEXT, self._fonts[44], anchor="ma")
             pen.text((middle, 320), f"right of the last {LATELY_FRAMES}", FAINT, self._fonts[18], anchor="ma")
             state, colour = self._state(name, prediction)
@@ -187,7 +187,7 @@ class DemoVideo:
                 pen.line(points[:: max(1, len(points) // 600)] + points[-1:], COLOURS[name], 3)
 
 
-def _mark(pen: ImageDraw.ImageDraw, left: float, top: float, *, right: bool) -> None:
+def draw_mark(pen: ImageDraw.ImageDraw, left: float, top: float, *, right: bool) -> None:
     """A tick or a cross: colour alone says nothing to one man in twelve."""
     if right:
         pen.line((left - 14, top, left - 4, top + 11, left + 15, top - 14), RIGHT, 6, joint="curve")

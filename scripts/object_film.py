@@ -29,6 +29,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mgg_edge.errors import MggEdgeError, UsageError
 from mgg_edge.runtime import Adapter
+from mgg_edge.runtime.demo_picture import draw_mark
 from mgg_edge.runtime.outputs.sinks import VideoFile
 from mgg_edge.runtime.sources.video import VideoSource
 from mgg_edge.scenes.courses import parse_weather
@@ -140,7 +141,8 @@ def _write_side(
             top, colour = 150 + 150 * number, (78, 214, 140) if good else (240, 98, 98)
             share = f"right {right[name] / (index - start + 1):.0%} of this weather so far"
             pen.text((520, top), f"{name}: {share}", (128, 138, 150), fonts[20])
-            pen.text((520, top + 34), f"{'=' if good else '≠'}  {labels[index][:32]}", colour, fonts[30])
+            draw_mark(pen, 534, top + 54, right=good)
+            pen.text((564, top + 34), labels[index][:32], colour, fonts[30])
         video.append(np.asarray(picture))
     video.close()
 
