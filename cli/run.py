@@ -183,8 +183,8 @@ def run(
         with display:
             total, parts = run_lanes(lanes, stop=lambda: stopper.signal is not None, limit=limit, attend=attend)
         _report(total, parts, lines, display.labels, fleet.videos)
-    if total.failure is not None:
-        raise total.failure
+    if failure := total.failure or fleet.record_failure:
+        raise failure
     if stopper.signal == signal.SIGINT:
         raise typer.Exit(INTERRUPTED)
 

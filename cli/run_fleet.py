@@ -18,7 +18,7 @@ from mgg_edge.cli.display import RunDisplay
 from mgg_edge.cli.run_parts import Camera, Models, Targets, Views, open_sources
 from mgg_edge.cli.run_words import CameraWords, read_cameras
 from mgg_edge.compat import Self
-from mgg_edge.errors import MggEdgeError
+from mgg_edge.errors import MggEdgeError, SinkError
 from mgg_edge.runtime.outputs.sinks import AnnotatedVideo
 from mgg_edge.runtime.session_lanes import Lane, Lanes
 from mgg_edge.runtime.sources.source import FrameSource
@@ -55,6 +55,11 @@ class Fleet:
     def videos(self) -> list[AnnotatedVideo]:
         """Annotated videos."""
         return [camera.video for camera in self._cameras.values() if camera.video is not None]
+
+    @property
+    def record_failure(self) -> SinkError | None:
+        """Why the first of the records that are incomplete is so."""
+        return next(filter(None, (camera.record_failure for camera in self._cameras.values())), None)
 
     @property
     def frames_expected(self) -> list[int | None]:

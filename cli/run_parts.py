@@ -15,7 +15,7 @@ import mgg_edge
 from mgg_edge.cli.display import RunDisplay
 from mgg_edge.cli.run_state import begin_record, keep_state, open_record
 from mgg_edge.cli.run_words import CameraWords
-from mgg_edge.errors import UsageError
+from mgg_edge.errors import SinkError, UsageError
 from mgg_edge.runtime.adaptation.adapter import Adapter, AdapterSettings
 from mgg_edge.runtime.adaptation.site import site_note
 from mgg_edge.runtime.bundle.bundle import Bundle
@@ -232,6 +232,13 @@ class Camera:
     def frames_expected(self) -> int | None:
         """Of its source."""
         return self._source.frames_expected
+
+    @property
+    def record_failure(self) -> SinkError | None:
+        """Why its record ended before its time."""
+        if self._recorder is None or self._recorder.failure is None:
+            return None
+        return SinkError(f"{self._recorder.path}: the record is incomplete: {self._recorder.failure.strerror}")
 
     def start(self, models: Models, display: RunDisplay, views: Views | None, limit: int | None) -> Lane:
         """Load its model, go on from its state, and begin to read.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import toy
+from mgg_edge.cli.main import main
 from mgg_edge.errors import SinkError, SourceError, StateError, UsageError
 from mgg_edge.runtime import Adapter, Bundle, open_engine
 from mgg_edge.runtime.store.record import RunRecorder
@@ -232,3 +234,22 @@ class TestFile:
         recorder.close()
         assert recorder.failure is not None
         assert caplog.text.count("recording ended") == 1
+
+    def test_a_command_whose_record_is_incomplete_says_so_at_the_end(
+        self, toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ):
+        frame = RunRecorder.frame
+
+        def full(recorder, seen, *words):
+            if seen.index == 5:
+                recorder._give_up(OSError(errno.ENOSPC, "No space left on device"))
+            frame(recorder, seen, *words)
+
+        monkeypatch.setattr(RunRecorder, "frame", full)
+        words = ["run", "--bundle", toy_bundle, "--source", "synthetic:frames=20", "--record", tmp_path / "a.mggrun"]
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in [*words, "--json"]])
+        said = capfd.readouterr()
+        assert ended.value.code == 1
+        assert len(said.out.splitlines()) == 21  # the run itself went on to its end
+        assert "a.mggrun: the record is incomplete: No space left on device" in said.err
