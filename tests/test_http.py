@@ -422,15 +422,19 @@ def test_a_lost_camera_is_red_with_since_when_and_a_silent_one_grey(eight: list[
         eight[5].reader.source.stats = LiveStats(connected=True)
         for run in (eight[2], eight[5]):
             run.view.write = lambda *_: None  # no more predictions
+        eight[1].reader.source.stats = LiveStats(connected=False)
+        eight[1].view._latest = None  # it has never been there
+        eight[1].view.write = lambda *_: None
         eight[6].stop()
         news = f"{TILES}.map(tile => tile.querySelector('.news').textContent)"
         browser.wait_for(f"/^lost, last picture .+ s ago$/.test({news}[2])")
+        browser.wait_for(f"{news}[1] === 'not there yet, tried again'")
         browser.wait_for(f"/^no picture since .+ s ago$/.test({news}[5])")
         browser.wait_for(f"/^ended, last picture/.test({news}[6])")
         kinds = (
             f"{TILES}.map(tile => ['live', 'stale', 'lost', 'gone'].filter(kind => tile.classList.contains(kind))[0])"
         )
-        assert browser.evaluate(kinds) == ["live", "live", "lost", "live", "live", "stale", "gone", "live"]
+        assert browser.evaluate(kinds) == ["live", "lost", "lost", "live", "live", "stale", "gone", "live"]
 
 
 def test_a_page_without_news_turns_grey_and_says_so(
