@@ -271,12 +271,12 @@ def test_nesting_is_bounded():
 
 
 def test_the_number_of_fields_is_bounded():
-    start = time.monotonic()
+    start = time.process_time()  # work, not waiting for a busy machine
     with pytest.raises(BundleError, match="expected at most 300000 protobuf fields"):
         read_graph(b"\x08\x01" * (wire.MAX_FIELDS + 1), "toy")
     with pytest.raises(BundleError, match="expected at most 300000 protobuf fields"):
         read_graph(encode_bytes(7, b"\x0a\x00" * (wire.MAX_FIELDS + 1)), "toy")
-    assert time.monotonic() - start < 4
+    assert time.process_time() - start < 4
 
 
 @pytest.mark.parametrize("value", [0, 1, 127, 128, 300, 2**32, 2**63 - 1, 2**64 - 1])

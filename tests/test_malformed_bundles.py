@@ -26,10 +26,10 @@ def _engine_imported(toy_bundle: Path) -> None:
 
 
 def refuse(path: Path, kind: type[MggEdgeError], message: str) -> str:
-    start_s = time.monotonic()
+    start_s = time.process_time()  # work, not waiting for a busy machine
     with pytest.raises(MggEdgeError) as refusal:
         Adapter.open(path).close()
-    assert time.monotonic() - start_s < LIMIT_S
+    assert time.process_time() - start_s < LIMIT_S
     text = str(refusal.value)
     # Without the path, which pytest makes from the case's name.
     assert re.search(message, text.replace(str(path), "")), text

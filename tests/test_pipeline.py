@@ -174,7 +174,7 @@ def test_a_source_that_hangs_in_this_process_ends_the_run_and_not_the_patience(
     start_s = time.monotonic()
     with pytest.raises(SourceError, match=r"gave no picture for 0\.3 s: it hangs"):
         deque(iter(lambda: reader.take(0.1), "never"))
-    assert 0.3 <= time.monotonic() - start_s < 1
+    assert 0.3 <= time.monotonic() - start_s < 10
     reader.close(timeout_s=0.1)
     assert "left behind" in caplog.text
     hang.set()
@@ -267,7 +267,7 @@ def test_a_hung_run_stops_when_asked(adapter: Adapter) -> None:
     source, start_s = Gated(), time.monotonic()
     summary = session.run(Reader(source), adapter, stop=lambda: time.monotonic() - start_s > 0.3)
     assert summary.ending == "stopped"
-    assert time.monotonic() - start_s < 2
+    assert time.monotonic() - start_s < session.DRAIN_S + 5  # and not for ever
 
 
 # --- several cameras

@@ -157,7 +157,7 @@ def test_missing_files_and_other_things_are_usage_errors(tmp_path: Path) -> None
     for path in (tmp_path / "absent.mp4", tmp_path, tmp_path / "pipe.mp4"):
         start_s = time.monotonic()
         assert isinstance(read(path)[1], UsageError)
-        assert time.monotonic() - start_s < 1
+        assert time.monotonic() - start_s < 10  # a pipe would be waited for for ever
 
 
 TEXT = "this is not a video\n" * 200
@@ -267,9 +267,9 @@ def test_damage_anywhere_is_an_error_of_ours_or_none(tmp_path: Path, suffix: str
         damaged = np.frombuffer(whole, np.uint8).copy()
         damaged[random.integers(0, len(whole), 20)] = random.integers(0, 256, 20)
         path.write_bytes(damaged.tobytes())
-        start_s = time.monotonic()
+        start_s = time.process_time()
         read(path)  # raises anything but an MggEdgeError
-        assert time.monotonic() - start_s < 2
+        assert time.process_time() - start_s < 2
 
 
 SIGNS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
