@@ -30,6 +30,13 @@ def keeper(adapter: Adapter, directory: Path, interval_s: float = 60.0, files=No
     return StateKeeper(adapter, StateStore(directory, "gate", adapter.bundle_id, files), interval_s)
 
 
+def wait_for_the_last_save(kept: StateKeeper, adapter: Adapter) -> None:
+    deadline_s = time.monotonic() + 30
+    while kept._saved_version != adapter.version:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+
+
 def run(adapter: Adapter, count: int, seed: int = 0) -> None:
     for frame in toy.frames(count, seed):
         adapter(frame)
@@ -55,7 +62,7 @@ class TestKeeper:
                 run(adapter, 4, seed := seed + 1)
                 time.sleep(0.005)
             assert kept.saves >= 3
-            time.sleep(0.05)
+            wait_for_the_last_save(kept, adapter)
             before = kept.saves
             time.sleep(0.1)
             assert kept.saves == before
@@ -75,8 +82,7 @@ class TestKeeper:
     def test_a_kill_loses_at_most_an_interval(self, toy_bundle: Path, tmp_path: Path):
         with Adapter.open(toy_bundle, threads=1) as adapter, keeper(adapter, tmp_path, interval_s=0.01) as kept:
             run(adapter, 8)
-            while not kept.saves:
-                time.sleep(0.005)
+            wait_for_the_last_save(kept, adapter)
             found = StateStore(tmp_path, "gate", adapter.bundle_id).load()  # as after a kill
             assert found is not None
             assert found.state.digest() == adapter.state().digest()
