@@ -56,9 +56,13 @@ class Prediction:
             labels=labels,
         )
 
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """Softmax of the logits, f64[C]."""
+        shifted = np.exp(self.logits.astype(np.float64) - self.logits.max())
+        return np.asarray(shifted / shifted.sum())
+
     def top(self, count: int) -> list[tuple[str, int, float]]:
         """The most probable classes, at most `count`: name, place among the C classes, softmax probability."""
-        shifted = np.exp(self.logits.astype(np.float64) - self.logits.max())
-        probabilities = shifted / shifted.sum()
+        probabilities = self.probabilities()
         places = np.argsort(-probabilities, kind="stable")[:count]
         return [(self.labels[place], int(place), float(probabilities[place])) for place in places]

@@ -111,6 +111,7 @@ class Lanes:
         self._enough = threading.Event()
         self._running: dict[str, tuple[Lane, threading.Thread, threading.Event]] = {}
         self._unforeseen: list[BaseException] = []
+        self._one_is_over = False
 
     def begin(self, lane: Lane) -> None:
         """Run one more camera; its name is not among those that run."""
@@ -151,15 +152,14 @@ class Lanes:
 
     def _wait_a_little(self) -> None:
         alive = {name: parts for name, parts in self._running.items() if parts[1].is_alive()}
-        others_ended = len(alive) < len(self._running) or bool(self.ended)
-        if alive and others_ended and all(lane.was_never_there for lane, _, _ in alive.values()):
+        self._one_is_over |= len(alive) < len(self._running)  # by itself: who was asked to end is no longer among them
+        if alive and self._one_is_over and all(lane.was_never_there for lane, _, _ in alive.values()):
             if not self._enough.is_set():
                 _logger.warning("never there: %s; the run ends with the others", ", ".join(alive))
             self._enough.set()
         self._running = alive
-        for _, thread, _ in alive.values():
-            thread.join(POLL_S)  # in pieces: the main thread must see signals
-            break
+        if alive:
+            next(iter(alive.values()))[1].join(POLL_S)  # in pieces: the main thread must see signals
 
     def _work(self, lane: Lane, ending: threading.Event) -> None:
         try:

@@ -124,12 +124,11 @@ def _write_side(
     """The film, and beside it what both models read and how often they have been right in this weather."""
     fonts = {size: ImageFont.load_default(size) for size in (20, 30, 40)}
     video = VideoFile(path, 1120, 480, Fraction(RATE))
-    right = dict.fromkeys(said, 0)
+    start, right = 0, dict.fromkeys(said, 0)
     for index, frame in enumerate(frames):
         weather = rows[index]["weather"]
-        start = next(place for place in range(index, -1, -1) if place == 0 or rows[place - 1]["weather"] != weather)
-        if start == index:
-            right = dict.fromkeys(said, 0)
+        if weather != rows[start]["weather"]:
+            start, right = index, dict.fromkeys(said, 0)
         picture = Image.new("RGB", (1120, 480), (16, 20, 26))
         picture.paste(Image.fromarray(frame).resize((480, 480), Image.Resampling.BICUBIC))
         pen = ImageDraw.Draw(picture)

@@ -238,6 +238,20 @@ def test_a_camera_that_cannot_begin_leaves_the_others(begun: Callable[[dict[str,
     assert run.end()["sources"]["late"]["frames_inferred"] == 0
 
 
+def test_a_camera_put_in_another_s_place_is_waited_for(begun: Callable[[dict[str, str]], Run]) -> None:
+    run = begun({"one": LIVE})
+    run.wait(lambda: run.cameras().get("one", {}).get("inferred", 0) > 0)
+    run.write({"late": "http://127.0.0.1:9/live"})
+    run.reload()
+    time.sleep(1)  # some looks at who still runs
+    assert run.process.poll() is None
+    assert list(run.cameras()) == ["late"]
+    run.write({"two": LIVE})
+    run.reload()
+    run.wait(lambda: run.cameras().get("two", {}).get("inferred", 0) > 0)
+    assert list(run.end()["sources"]) == ["one", "late", "two"]
+
+
 def test_twenty_cameras_on_the_default_reader(file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     tables = (f'[camera.c{number}]\nsource = "synthetic:frames=24,seed={number}"\n' for number in range(20))
     file.write_text('adapt = "always"\n' + "".join(tables))

@@ -78,8 +78,7 @@ class Smoothed:
 
     def after(self, prediction: Prediction, settings: EventSettings) -> Smoothed:
         """With one prediction more."""
-        shifted = np.exp(prediction.logits.astype(np.float64) - prediction.logits.max())
-        seen = shifted / shifted.sum()
+        seen = prediction.probabilities()
         kept = math.exp(-1 / settings.frames) if settings.frames > 0 else 0.0
         mixed = seen if self.probabilities is None else kept * self.probabilities + (1 - kept) * seen
         best = int(mixed.argmax())
