@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mgg_edge.cli.bundle_name import bundle_file, default_bundle
+from mgg_edge.cli.bundle_name import bundle_option, default_bundle
 from mgg_edge.cli.engine_name import ENGINE_HELP, EngineName
 from mgg_edge.errors import MggEdgeError
 
@@ -29,9 +29,7 @@ FILM = "synthetic:frames=300,width=640,height=480"
 def bench(
     bundle: Annotated[
         Path | None,
-        typer.Option(
-            parser=bundle_file, metavar="PATH", help="Bundle (.mgg); the package's, 'default', when not given."
-        ),
+        bundle_option("Bundle (.mgg); the package's, 'default', when not given."),
     ] = None,
     against: Annotated[
         Path | None,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
+
+import typer
 
 from mgg_edge.files import packaged_file
 
-__all__ = ["bundle_file", "default_bundle"]
+__all__ = ["bundle_file", "bundle_option", "default_bundle"]
 
 DEFAULT = "default"
 _logger = logging.getLogger(__name__)
@@ -20,6 +23,11 @@ def bundle_file(text: str) -> Path:
         UsageError: this build of the package brings none.
     """
     return packaged_file("default.mgg") if text == DEFAULT and not Path(text).exists() else Path(text)
+
+
+def bundle_option(about: str) -> Any:
+    """The option `--bundle` of a command, with what it says of it."""
+    return typer.Option(parser=bundle_file, metavar="PATH", help=about)
 
 
 def default_bundle() -> Path:

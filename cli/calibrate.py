@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mgg_edge.cli.bundle_name import bundle_file
+from mgg_edge.cli.bundle_name import bundle_option
 from mgg_edge.cli.stop_request import StopRequest
 
 __all__ = ["calibrate"]
@@ -19,9 +19,7 @@ __all__ = ["calibrate"]
 def calibrate(
     bundle: Annotated[
         Path,
-        typer.Option(
-            parser=bundle_file, metavar="PATH", help="Bundle (.mgg) to start from; 'default' is the package's."
-        ),
+        bundle_option("Bundle (.mgg) to start from; 'default' is the package's."),
     ],
     source: Annotated[str, typer.Option(help="Clean pictures of the site: anything `run --source` takes.")],
     out: Annotated[Path, typer.Option(help="Bundle for the site to write.")],

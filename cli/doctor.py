@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mgg_edge.cli.bundle_name import bundle_file
+from mgg_edge.cli.bundle_name import bundle_option
 from mgg_edge.cli.engine_name import ENGINE_HELP, EngineName
 from mgg_edge.errors import MissingDependencyError, ParityError
 
@@ -22,11 +22,7 @@ __all__ = ["doctor"]
 def doctor(
     bundle: Annotated[
         Path | None,
-        typer.Option(
-            parser=bundle_file,
-            metavar="PATH",
-            help="Bundle (.mgg) whose self-test to run on this machine; 'default' is the package's.",
-        ),
+        bundle_option("Bundle (.mgg) whose self-test to run on this machine; 'default' is the package's."),
     ] = None,
     engine: Annotated[EngineName, typer.Option(help=ENGINE_HELP)] = EngineName.AUTO,
     json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mgg_edge.cli.bundle_name import bundle_file, default_bundle
+from mgg_edge.cli.bundle_name import bundle_option, default_bundle
 from mgg_edge.cli.engine_name import ENGINE_HELP, EngineName
 from mgg_edge.errors import ParityError
 
@@ -22,11 +22,7 @@ def replay(
     source: Annotated[str, typer.Option(help="The video or pictures of that run.", show_default=False)],
     bundle: Annotated[
         Path | None,
-        typer.Option(
-            parser=bundle_file,
-            metavar="PATH",
-            help="Bundle (.mgg) of that run; the package's, 'default', when not given.",
-        ),
+        bundle_option("Bundle (.mgg) of that run; the package's, 'default', when not given."),
     ] = None,
     engine: Annotated[EngineName, typer.Option(help=ENGINE_HELP)] = EngineName.AUTO,
     threads: Annotated[

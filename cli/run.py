@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mgg_edge.cli.bundle_name import bundle_file, default_bundle
+from mgg_edge.cli.bundle_name import bundle_option, default_bundle
 from mgg_edge.cli.engine_name import ENGINE_HELP, EngineName
 from mgg_edge.cli.stop_request import StopRequest
 from mgg_edge.compat import StrEnum
@@ -68,9 +68,7 @@ def run(
     ] = None,
     bundle: Annotated[
         Path | None,
-        typer.Option(
-            parser=bundle_file, metavar="PATH", help="Bundle (.mgg) to run; the package's, 'default', when not given."
-        ),
+        bundle_option("Bundle (.mgg) to run; the package's, 'default', when not given."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="JSON lines: one object a frame, the summary last.")] = False,
     top: Annotated[int, typer.Option(min=1, help="Labels in a JSON line, the most probable ones.")] = 1,

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from mgg_edge.files import packaged_file
 from mgg_edge.runtime.adaptation.adapter import Adapter
 from mgg_edge.runtime.prediction import Prediction
-from mgg_edge.runtime.sources.source_demo import DemoFrame, packaged, packaged_faces
+from mgg_edge.runtime.sources.source_demo import DemoFrame, packaged_faces
 from mgg_edge.scenes.glyphs import CHARACTERS, GlyphSet
 
 __all__ = ["ADAPTED", "DEFAULT_BUNDLE", "FROZEN", "MGG_BUNDLE", "READERS", "Scores", "open_readers"]
@@ -37,7 +38,7 @@ def open_readers() -> Iterator[tuple[dict[str, Adapter], GlyphSet]]:
         MissingDependencyError: no engine is installed.
     """
     with contextlib.ExitStack() as stack:
-        default, mgg = packaged(DEFAULT_BUNDLE, stack), packaged(MGG_BUNDLE, stack)
+        default, mgg = packaged_file(DEFAULT_BUNDLE), packaged_file(MGG_BUNDLE)
         readers = {
             FROZEN: stack.enter_context(Adapter.open(default, adapt="off", threads=1)),
             MGG: stack.enter_context(Adapter.open(mgg, threads=1)),

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.resources
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from mgg_edge.errors import UsageError
+from mgg_edge.files import packaged_file
 from mgg_edge.runtime.sources.source import DEFAULT_RATE, ClosingSource, Frame
 from mgg_edge.scenes.courses import parse_weather
 from mgg_edge.scenes.glyphs import GlyphSet, load_glyphs
 from mgg_edge.scenes.sources import GlyphSource
 
-__all__ = ["COURSE", "DemoFrame", "DemoSource", "demo_frames", "packaged", "packaged_faces"]
+__all__ = ["COURSE", "DemoFrame", "DemoSource", "demo_frames", "packaged_faces"]
 
 # What the sky does, and the corruption that stands for it.
 COURSE = (
@@ -42,18 +39,6 @@ class DemoFrame:
     index: int
 
 
-def packaged(name: str, stack: contextlib.ExitStack) -> Path:
-    """A data file of the package, on disk while the stack lasts.
-
-    Raises:
-        UsageError: this build of the package has no such file.
-    """
-    resource = importlib.resources.files("mgg_edge.data") / name
-    if not resource.is_file():
-        raise UsageError(f"demo: this build of the package holds no '{name}'; scripts/build_default makes it")
-    return stack.enter_context(importlib.resources.as_file(resource))
-
-
 def packaged_faces() -> GlyphSet:
     """The faces of the demonstration.
 
@@ -61,8 +46,7 @@ def packaged_faces() -> GlyphSet:
         UsageError: this build of the package has none.
         SourceError: they cannot be read.
     """
-    with contextlib.ExitStack() as stack:
-        return load_glyphs(packaged(FACES, stack))
+    return load_glyphs(packaged_file(FACES))
 
 
 def demo_frames(glyphs: GlyphSet, frames_each: int, seed: int, size: int = SIZE) -> Iterator[DemoFrame]:
