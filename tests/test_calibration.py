@@ -12,6 +12,7 @@ import pytest
 from mgg_edge.cli.main import main
 from mgg_edge.container import read_container
 from mgg_edge.errors import UsageError
+from mgg_edge.files import packaged_file
 from mgg_edge.manifest import SiteRow
 from mgg_edge.runtime import Adapter, Bundle, demo
 from mgg_edge.runtime.adaptation import calibration
@@ -21,7 +22,6 @@ from mgg_edge.runtime.adaptation.site import default_schedule, site_note
 from mgg_edge.runtime.doctor import self_test
 from mgg_edge.runtime.engines.engine import open_engine
 from mgg_edge.runtime.sources.source import IteratorSource
-from mgg_edge.runtime.sources.source_demo import packaged as packaged_file
 from mgg_edge.runtime.sources.source_demo import packaged_faces
 from mgg_edge.scenes.courses import parse_weather
 from mgg_edge.scenes.domains import OPERATIONS
@@ -31,13 +31,9 @@ FEW, REST = np.array([8]), np.array([*range(8), *range(9, 36)])  # a site that s
 
 
 @pytest.fixture(scope="module")
-def packaged(tmp_path_factory):
+def packaged():
     """Paths of the two default bundles, and the faces."""
-    import contextlib
-
-    with contextlib.ExitStack() as stack:
-        faces = packaged_faces()
-        yield packaged_file(demo.DEFAULT_BUNDLE, stack), packaged_file(demo.MGG_BUNDLE, stack), GlyphSource(faces)
+    return packaged_file(demo.DEFAULT_BUNDLE), packaged_file(demo.MGG_BUNDLE), GlyphSource(packaged_faces())
 
 
 def shot(source, classes, count, seed, weather="clean"):
