@@ -13,8 +13,9 @@ from pathlib import Path
 
 from mgg_edge.errors import SinkError, UsageError
 
-__all__ = ["create_beside", "is_clutter", "output_target", "packaged_file", "write_whole"]
+__all__ = ["PRIVATE", "PUBLIC", "create_beside", "is_clutter", "output_target", "packaged_file", "write_whole"]
 
+PUBLIC, PRIVATE = 0o644, 0o600  # permissions of a file: everybody reads, or nobody else does
 # What file managers, archivers and cameras' storage leave in folders, beside names that begin with a dot.
 CLUTTER = frozenset(
     {"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
@@ -67,7 +68,7 @@ def _mode(path: Path) -> int:
         return stat.S_IFREG
 
 
-def create_beside(target: Path, suffix: str = "") -> Path:
+def create_beside(target: Path, suffix: str = "", mode: int = PUBLIC) -> Path:
     """A new file in the target's directory, under a short name of its own, that takes the target's name when complete.
 
     Raises:
@@ -78,7 +79,7 @@ def create_beside(target: Path, suffix: str = "") -> Path:
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=".mgg-edge-", suffix=suffix)
         os.close(handle)
         draft = Path(name)
-        os.chmod(draft, 0o644)  # mkstemp lets nobody else read
+        os.chmod(draft, mode)  # mkstemp lets nobody else read
     except OSError as error:
         if draft is not None:
             draft.unlink(missing_ok=True)
@@ -86,17 +87,28 @@ def create_beside(target: Path, suffix: str = "") -> Path:
     return draft
 
 
-def write_whole(path: str | os.PathLike[str], data: bytes | bytearray, what: str = "the file") -> None:
+def write_whole(
+    path: str | os.PathLike[str],
+    data: bytes | bytearray | tuple[bytes, ...],
+    what: str = "the file",
+    mode: int = PUBLIC,
+) -> None:
     """Write a file: complete at its path and on the disk, or not there at all.
+
+    Args:
+        path: where; what a link leads to is replaced, not the link.
+        data: content, or parts of it that are written one after the other.
+        what: it is, for messages.
+        mode: its permissions.
 
     Raises:
         UsageError, SinkError: as `output_target`; the disk refuses.
     """
     target = output_target(path)
-    draft = create_beside(target)
+    draft = create_beside(target, mode=mode)
     try:
         with draft.open("wb") as file:
-            file.write(data)
+            file.writelines(data if isinstance(data, tuple) else (data,))
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, target)

@@ -33,7 +33,8 @@ def test_an_engine_is_found_again(cache):
     assert cache.get(KEY) == b"plan"
     (entry,) = cache.entries()
     assert (entry.path, entry.key, entry.bundle, entry.trusted) == (path, KEY, "x.mgg", True)
-    assert list(cache.root.glob(".new.*")) == []
+    assert {file.name for file in cache.root.iterdir()} == {path.name, "device.key"}
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(EngineKey)])
@@ -152,7 +153,7 @@ def test_clear_deletes_engines_and_times(cache):
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SinkError, match=r"cannot keep engines there.*MGG_EDGE_ENGINES"):
+    with pytest.raises(SinkError, match=r"cannot keep engines: .*MGG_EDGE_ENGINES"):
         EngineCache(tmp_path / "file" / "engines").put(KEY, b"plan", "x.mgg")
 
 

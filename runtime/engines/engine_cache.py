@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from mgg_edge.errors import EngineError, SinkError, UsageError
+from mgg_edge.files import PRIVATE, write_whole
 from mgg_edge.runtime.engines.engine_key import EngineKey
 
 __all__ = ["CACHE_VARIABLE", "EngineCache", "Entry", "default_cache"]
@@ -209,16 +210,7 @@ class EngineCache:
         encoded = json.dumps(facts, sort_keys=True).encode()
         body = len(encoded).to_bytes(LENGTH_BYTES, "little") + encoded + payload
         with self._writable():
-            handle, temporary = tempfile.mkstemp(dir=self.root, prefix=".new.")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.writelines((MAGIC, self._mac(body), body))
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
+            write_whole(path, (MAGIC, self._mac(body), body), "the engine", PRIVATE)
 
     def _read(self, path: Path) -> tuple[dict[str, Any], bytes, bool] | None:
         """Facts, payload and whether the MAC is this device's; None if it is no such file."""
@@ -248,11 +240,9 @@ class EngineCache:
         try:
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
             yield
-        except OSError as error:
-            raise SinkError(
-                f"{self.root}: cannot keep engines there: {error.strerror or error}; "
-                f"name another directory in {CACHE_VARIABLE}"
-            ) from error
+        except (OSError, SinkError) as error:
+            reason = error if isinstance(error, SinkError) else f"{self.root}: {error.strerror or error}"
+            raise SinkError(f"cannot keep engines: {reason}; name another directory in {CACHE_VARIABLE}") from error
 
 
 def _is_facts(facts: object) -> bool:
