@@ -266,13 +266,13 @@ def self_test(bundle: Bundle, engine: Engine) -> SelfTest:
 def update_distance(found: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) -> float:
     """Relative L2 distance of updates f64[N], without the `LEFT_TO_CHANCE` of them that stray most.
 
-    NaN where a number is not finite.
+    The length of the update itself where none is expected; NaN where a number is not finite.
     """
     strays = np.sort(np.abs(found - expected))
     if not np.isfinite(strays).all():
         return float("nan")
     kept = strays[: len(strays) - int(LEFT_TO_CHANCE * len(strays))]
-    return float(np.linalg.norm(kept) / np.linalg.norm(expected))
+    return float(np.linalg.norm(kept) / (np.linalg.norm(expected) or 1.0))
 
 
 def _limits(manifest: Manifest, engine: str) -> dict[str, float]:

@@ -174,3 +174,10 @@ def test_what_chance_decides_of_an_update_is_no_difference_and_a_wrong_layer_is(
     for number in (math.nan, math.inf):
         broken = np.where(np.arange(len(expected)) == 7, number, expected)
         assert math.isnan(doctor.update_distance(broken, expected))
+
+
+def test_a_rule_that_moves_no_theta_passes():
+    """`statistics` moves those of the norms alone: its update is nothing, and nothing is not far from it."""
+    nothing = np.zeros(5000)
+    assert doctor.update_distance(nothing, nothing) == 0.0
+    assert doctor.update_distance(nothing + 1e-2, nothing) > doctor.UPDATE_LIMIT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -53,6 +54,15 @@ def test_auto_takes_tensorrt_then_cuda_then_the_processor(gpu, loaded_toy, monke
     monkeypatch.setattr(onnxruntime_cuda, "_import", absent)
     assert opened_name(loaded_toy).startswith("onnxruntime-cpu ")
     assert [message.split("'")[1] for message in caplog.messages] == ["tensorrt", "cuda"]
+
+
+def test_tensorrt_for_rtx_leaves_other_gpus_to_cuda(gpu, loaded_toy, monkeypatch, caplog):
+    """An H100 is none of its targets: said before anything is built."""
+    module = SimpleNamespace(ComputeCapability=SimpleNamespace(__members__={"SM75": 1, "SM120": 2, "CURRENT": 3}))
+    monkeypatch.setattr(tensorrt_engine, "import_tensorrt", lambda: Library(module, "tensorrt-rtx", "1.7.1"))
+    assert opened_name(loaded_toy).startswith("onnxruntime-cuda ")
+    (message,) = caplog.messages
+    assert "runs on sm75, sm120, found sm87 (Stand-in): install the package tensorrt, or use --engine cuda" in message
 
 
 def test_without_a_gpu_auto_is_the_processor_and_says_nothing(loaded_toy, monkeypatch, caplog):
@@ -111,6 +121,14 @@ class TestCuda:
         with pytest.raises(EngineError, match="ONNX Runtime cannot use CUDA here"):
             open_onnxruntime_cuda(loaded_toy, ort=ort, cuda=onnxruntime_cuda.open_cuda())
         assert (gpu.memory, gpu.queues) == ({}, {})
+
+    def test_libraries_are_loaded_without_a_word(self, monkeypatch, capsys):
+        """ONNX Runtime prints those that are missing, between the lines that scripts read."""
+        loaded = []
+        ort = SimpleNamespace(preload_dlls=lambda: print("Failed to load libcublas.so.13", *loaded.append(1) or ()))
+        monkeypatch.setattr(onnxruntime_cuda, "import_onnxruntime", lambda: ort)
+        assert onnxruntime_cuda._import() is ort
+        assert (loaded, capsys.readouterr().out) == ([1], "")
 
     def test_an_onnxruntime_without_cuda_is_named(self, loaded_toy):
         with pytest.raises(MissingDependencyError, match=r"with CUDAExecutionProvider, found .*CPU"):

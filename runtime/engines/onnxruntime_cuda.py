@@ -7,6 +7,8 @@ Runtime may allocate in any run, and its own recording refuses a stream that is 
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -110,5 +112,6 @@ def _import() -> Any:
             f"engine 'cuda': the package onnxruntime-gpu is missing ({error}); install it with: {INSTALL}"
         ) from error
     if hasattr(ort, "preload_dlls"):  # CUDA and cuDNN as packages of the environment, where there are such
-        ort.preload_dlls()
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what is missing; the session says so as well
+            ort.preload_dlls()
     return ort

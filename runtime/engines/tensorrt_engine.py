@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mgg_edge.errors import EngineError
+from mgg_edge.errors import EngineError, MissingDependencyError
 from mgg_edge.runtime.bundle.bundle import Bundle
 from mgg_edge.runtime.engines.cuda import Cuda, DeviceArray, open_cuda
 from mgg_edge.runtime.engines.engine import Progress
@@ -43,11 +43,16 @@ def open_tensorrt(
         progress: called with a stage of a build, and how much of how much of it is done.
 
     Raises:
-        MissingDependencyError: no TensorRT, no cuda-python or no device.
+        MissingDependencyError: no TensorRT for this device, no cuda-python or no device.
         EngineError: TensorRT refused a graph, or the device has too little memory.
         SinkError: the cache cannot be written.
     """
     found, device = library or import_tensorrt(), cuda or open_cuda()
+    if found.targets and device.device.capability not in found.targets:
+        raise MissingDependencyError(
+            f"engine 'tensorrt': {found.name} {found.version} runs on {', '.join(found.targets)}, found "
+            f"{device.device.capability} ({device.device.name}): install the package tensorrt, or use --engine cuda"
+        )
     store, chosen = cache or EngineCache(default_cache()), options or BuildOptions()
     messages = Messages(found.module)
     runtime = found.module.Runtime(messages.logger)
