@@ -24,7 +24,7 @@ from mgg_edge.compat import Self
 from mgg_edge.errors import EngineError, UsageError
 from mgg_edge.runtime.adaptation.adapter_budget import Budget
 from mgg_edge.runtime.adaptation.adapter_checkpoint import Checkpoint, resumed_watch
-from mgg_edge.runtime.adaptation.adapter_events import Event, Published, Work
+from mgg_edge.runtime.adaptation.adapter_events import Event, Hold, Published, Work
 from mgg_edge.runtime.adaptation.adapter_facts import AdapterFacts
 from mgg_edge.runtime.adaptation.adapter_inference import infer_all
 from mgg_edge.runtime.adaptation.adapter_learner import Learner
@@ -231,7 +231,7 @@ class Adapter(AdapterFacts):
     def checkpoint(self) -> Checkpoint:
         """All that a later run needs to go on from here."""
         with self._learner.lock:
-            return Checkpoint.of(self.bundle_id, self._learner.published, self._learner.watch)
+            return Checkpoint.of(self.bundle_id, self._learner.learned, self._learner.watch)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of this bundle; pictures gathered for the next step are not part of it.
@@ -243,6 +243,22 @@ class Adapter(AdapterFacts):
         with self._learner.lock:
             self._learner.load(checkpoint.state, checkpoint.step, resumed_watch(self._learner.watch, checkpoint))
             self.resumed = True
+
+    def pause(self) -> None:
+        """Infer by the source model and learn nothing until `go_on`, which brings back what was learned."""
+        self._learner.hold(Hold.PAUSED)
+
+    def freeze(self) -> None:
+        """Leave θ as it is until `go_on`."""
+        self._learner.hold(Hold.FROZEN)
+
+    def go_on(self) -> None:
+        """End a pause, or a freeze."""
+        self._learner.release()
+
+    def reset(self) -> None:
+        """Back to the source model, all that was learned and seen forgotten."""
+        self._learner.forget()
 
     def drain(self) -> None:
         """Wait for a step being made in the background."""

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from mgg_edge.runtime.adaptation.buffer import Batch
 from mgg_edge.runtime.adaptation.schedule import Action
 from mgg_edge.runtime.engines.engine import Diagnostics, Inference
 from mgg_edge.state import AdaptState
 
-__all__ = ["Event", "Published", "Work"]
+__all__ = ["Event", "Hold", "Published", "Work"]
+
+
+class Hold(Enum):
+    """What keeps an adapter from learning: paused, the source model infers; frozen, θ as it is."""
+
+    PAUSED = "paused"
+    FROZEN = "frozen"
+
+    @property
+    def event(self) -> str:
+        """What its beginning is called in a record."""
+        return "pause" if self is Hold.PAUSED else "freeze"
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,8 @@ class Event:
     """Something that happened to the state, or was kept from happening to it.
 
     Attributes:
-        kind: `commit`, `refuse`, `void`, `rollback`, `restore`, `load` or `drop`.
+        kind: `commit`, `refuse`, `void`, `rollback`, `restore`, `rest`, `load` or `drop`; of a person, `pause`,
+            `freeze`, `resume` or `reset`.
         version: of what is published afterwards.
         state: what is published afterwards.
         frames: indices of the frames learned from; empty where none were.

@@ -61,6 +61,12 @@ class AdapterFacts:
         return self._learner.published.adapted
 
     @property
+    def held(self) -> str | None:
+        """`paused` or `frozen` where a person has said so, or None."""
+        held = self._learner.held
+        return None if held is None else held.value
+
+    @property
     def version(self) -> int:
         """Swaps of θ so far, by commits, rollbacks, restores and loads."""
         return self._learner.published.version

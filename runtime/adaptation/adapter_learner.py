@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from mgg_edge.errors import MggEdgeError
 from mgg_edge.runtime.adaptation.adapter_budget import Budget
-from mgg_edge.runtime.adaptation.adapter_events import Event, Published, Work
+from mgg_edge.runtime.adaptation.adapter_events import Event, Hold, Published, Work
 from mgg_edge.runtime.adaptation.adapter_settings import Counters
 from mgg_edge.runtime.adaptation.adapter_step import Attempt, Stepper
 from mgg_edge.runtime.adaptation.adapter_times import Times
@@ -55,6 +55,7 @@ class Learner:
     Attributes:
         published: what inference uses.
         watch: what decides, as of now.
+        held: what keeps it from learning until `release`, or None.
         last_rejection: why the latest refused or failed step was not committed.
         times: durations of steps.
         lock: held for every change of these, never during a step or an inference.
@@ -77,6 +78,8 @@ class Learner:
         self._engine_version, self._logged = 0, set[str]()
         self._performing, self.lock = threading.Lock(), threading.RLock()
         self.published, self.watch = Published(source), watch
+        self._first_watch, self._put_aside = watch, self.published
+        self.held: Hold | None = None
         self.last_rejection: str | None = None
         self.times = Times()
 
@@ -85,9 +88,45 @@ class Learner:
         """What was done so far."""
         return self.watch.counters
 
-    def observe(self, seen: Observation) -> str | None:
-        """Take note of an inferred frame; the gate's reason to refuse it, or None."""
+    @property
+    def learned(self) -> Published:
+        """What was learned: what inference uses, or would but for a pause."""
+        return self._put_aside if self.held is Hold.PAUSED else self.published
+
+    def hold(self, how: Hold) -> None:
+        """Learn nothing until `release`; a step being made is void."""
         with self.lock:
+            if self.held is not None:
+                self.release()
+            self.held, self._put_aside = how, self.published
+            if how is Hold.PAUSED:
+                self._publish(self._source, 0)
+            self._tell(how.event)
+
+    def release(self) -> None:
+        """Go on from where `hold` found it; nothing happens where it holds nothing."""
+        with self.lock:
+            if self.held is None:
+                return
+            if self.held is Hold.PAUSED:
+                self._publish(self._put_aside.state, self._put_aside.step)
+            self.held, self.watch = None, self.watch.jumped()
+            self._tell("resume")
+
+    def forget(self) -> None:
+        """Back to the source model, as if nothing had been seen; counters go on."""
+        with self.lock:
+            self.held = None
+            self._publish(self._source, 0)
+            self.watch = replace(self._first_watch, counters=self.counters)
+            self._tell("reset")
+
+    def observe(self, seen: Observation) -> str | None:
+        """Take note of an inferred frame; the reason to refuse it, or None."""
+        with self.lock:
+            if self.held is not None:
+                self.count_frame()
+                return self.held.value
             self.watch, reason = self.watch.observe(seen)
             if reason is None and not self.published.adapted:
                 # As long as the source model infers, its certainty comes for nothing.
@@ -106,6 +145,8 @@ class Learner:
             busy: earlier work is still being performed, so that this has to wait.
         """
         with self.lock:
+            if self.held is not None:
+                return None
             self._budget, refusal = self._budget.ask(self.watch.is_due, busy, self._clock())
             if refusal is not None:
                 self.watch = self.watch.dropped(refusal)
@@ -133,8 +174,12 @@ class Learner:
                 self.watch = replace(self.watch, counters=self.counters.plus(adapt_late=int(late)))
 
     def load(self, state: AdaptState, step: int, watch: Watch | None = None) -> None:
-        """Publish a state from outside, checked already; with the watch that goes with it, or the schedule anew."""
+        """Publish a state from outside, checked already; with the watch that goes with it, or the schedule anew.
+
+        A pause is over by that.
+        """
         with self.lock:
+            self.held = None if self.held is Hold.PAUSED else self.held
             self._publish(state, step)
             if watch is None:
                 anew = self.watch.schedule.reset()
@@ -171,7 +216,7 @@ class Learner:
         verify = watch.ladder.verification_due or self._stepper.verifies_all
         attempt = self._stepper.attempt(before.state, batch, watch.window if verify else None)
         with self.lock:
-            if self.published.version != before.version:
+            if self._is_void(before):
                 self._tell("void", batch, attempt)
                 return
             breach = attempt.breach or self._commit(before, attempt)
@@ -186,6 +231,10 @@ class Learner:
             self.watch, froze = self.watch.stepped()
         if froze:
             self._remember(batch)
+
+    def _is_void(self, begun: Published) -> bool:
+        """Whether work that began with these numbers came too late: others were published, or a person said hold."""
+        return self.published.version != begun.version or self.held is not None
 
     def _commit(self, before: Published, attempt: Attempt) -> Breach | None:
         if attempt.candidate is None:
@@ -207,7 +256,7 @@ class Learner:
         fits = chosen is not None
         state = self._source if chosen is None else chosen.state
         with self.lock:
-            if self.published.version != present.version:
+            if self._is_void(present):
                 return True
             self._publish(state, _steps(state, self.published.step))
             self.watch = replace(

@@ -25,7 +25,7 @@ from mgg_edge.state import AdaptState
 __all__ = ["Replay", "ReplayReport"]
 
 _STEPS = frozenset({"commit", "refuse"})
-_SWAPS = frozenset({"rollback", "restore", "rest", "load"})
+_SWAPS = frozenset({"rollback", "restore", "rest", "load", "pause", "freeze", "resume", "reset"})
 Progress = Callable[[int, int], None]
 
 
