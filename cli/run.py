@@ -100,6 +100,16 @@ def run(
         list[str] | None,
         typer.Option(help="Answer a proxy in front of the live page that asks by this name.", show_default=False),
     ] = None,
+    control: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Let whoever knows the token in this file (made if absent) pause, freeze, reset and save "
+            "cameras, by the live page and HTTP.",
+            envvar="MGG_EDGE_CONTROL",
+            show_default=False,
+        ),
+    ] = None,
     adapt: Annotated[
         AdaptMode,
         typer.Option(help="Adapt on every full batch of diverse frames; in bursts, when the scene drifts; or never."),
@@ -163,7 +173,7 @@ def run(
     with contextlib.ExitStack() as stack:
         stopper = stack.enter_context(StopRequest(reloads=config is not None))
         # Cheapest first: what is wrong with the arguments shows before the model is loaded.
-        views = serving(serve, stack, allow_host or ())
+        views = serving(serve, stack, allow_host or (), control)
         words = named(source or (), common) if config is None else read_cameras(config, common)
         default = None if all(one.bundle for one in words) else default_bundle()
         told = Events.open(events or (), EventSettings(event_threshold, event_frames), stack)
@@ -176,6 +186,8 @@ def run(
             fleet = stack.enter_context(Fleet(targets, models, display, views, limit))
             fleet.open(words, sources)
             lanes = [fleet.start(one.name) for one in words]
+            if views is not None and views.control is not None:
+                views.control.commander = fleet
         display.expect(_total(fleet.frames_expected, limit))
         attend = None if config is None else stack.enter_context(Reload(config, common, fleet)).attend
         with display:

@@ -87,6 +87,10 @@ class Fleet:
         """
         return self._cameras[name].start(self._models, self._display, self._views, self._limit)
 
+    def command(self, camera: str, action: str) -> str:
+        """Do to a camera what a person asked for, on whatever thread; see `Commander`."""
+        return self._cameras[camera].command(action)
+
     def remove(self, name: str) -> None:
         """Close a camera, its state saved."""
         if self._views is not None:

@@ -22,6 +22,7 @@ from mgg_edge.runtime.bundle.bundle import Bundle
 from mgg_edge.runtime.engines.engine import Engine, Progress, open_engine
 from mgg_edge.runtime.outputs.events import EventSettings, EventSink
 from mgg_edge.runtime.outputs.events_out import EventTarget, open_target
+from mgg_edge.runtime.outputs.http_control import Control, read_token
 from mgg_edge.runtime.outputs.http_frozen import FrozenModel
 from mgg_edge.runtime.outputs.http_history import History
 from mgg_edge.runtime.outputs.http_server import LiveServer, parse_listen
@@ -33,9 +34,12 @@ from mgg_edge.runtime.sources.source import FrameSource
 from mgg_edge.runtime.sources.source_live import LiveOptions
 from mgg_edge.runtime.sources.source_open import open_source
 from mgg_edge.runtime.store.state_file import file_name
+from mgg_edge.runtime.store.state_file_keeper import StateKeeper
 
 __all__ = ["Camera", "EngineChoice", "Models", "Targets", "Views", "open_sources", "serving"]
 
+# What a person asks for, as the adapter calls it.
+COMMANDS = {"pause": "pause", "freeze": "freeze", "resume": "go_on", "reset": "reset"}
 _logger = logging.getLogger(__name__)
 
 
@@ -209,6 +213,8 @@ class Camera:
     def __init__(self, words: CameraWords, source: FrameSource, targets: Targets) -> None:
         self.words, self._source, self._targets = words, source, targets
         self.video: AnnotatedVideo | None = None
+        self._adapter: Adapter | None = None
+        self._keeper: StateKeeper | None = None
         self._sinks: list[Sink] = []
         with contextlib.ExitStack() as stack:
             stack.callback(source.close)
@@ -259,7 +265,8 @@ class Camera:
                 bundle, engine, adapt=words.adapt, settings=settings, background=source.live, journal=self._recorder
             )
         )
-        keeper = keep_state(adapter, self._targets.state, words.name, self._targets.save_every_s, stack)
+        self._adapter = adapter
+        self._keeper = keeper = keep_state(adapter, self._targets.state, words.name, self._targets.save_every_s, stack)
         begin_record(self._recorder, adapter, source, models.engine.threads)
         reader = stack.enter_context(Reader(source, words.policy, limit=limit))
         lane = Lane(words.name, reader, adapter, self._sinks, display.of_source(words.name))
@@ -275,6 +282,23 @@ class Camera:
         views.show(view, models.path(words))
         return replace(lane, sinks=[*lane.sinks, view], heartbeats=[*lane.heartbeats, view.beat])
 
+    def command(self, action: str) -> str:
+        """Do what a person asked for; a line that says what was done.
+
+        Raises:
+            UsageError: it cannot be done now.
+        """
+        if self._adapter is None:
+            raise UsageError(f"camera {self.words.name}: not started yet")
+        if action == "snapshot":
+            if self._keeper is None:
+                raise UsageError("snapshot: expected a run with --state DIR, found none")
+            return f"snapshot kept as {self._keeper.snapshot().name}"
+        if self._adapter.schedule_name == "off" and action != "reset":
+            raise UsageError(f"{action}: expected a camera that adapts, found --adapt off")
+        getattr(self._adapter, COMMANDS[action])()
+        return f"{action}: {self._adapter.held or 'adapts'}"
+
     def close(self) -> None:
         """Save its state and release all it holds; safe to call twice."""
         self._stack.close()
@@ -286,10 +310,12 @@ class Views:
 
     Attributes:
         server: answers since before the cameras were opened.
+        control: who may tell cameras something.
     """
 
     server: LiveServer
     stack: contextlib.ExitStack
+    control: Control | None = None
     _frozen: dict[Path, FrozenModel] = field(default_factory=dict)
 
     def frozen(self, path: Path, engine: EngineChoice) -> FrozenModel:
@@ -313,8 +339,16 @@ class Views:
         self.server.cameras = tuple(view for view in self.server.cameras if view.name != name)
 
 
-def serving(listen: str | None, stack: contextlib.ExitStack, allowed_hosts: Sequence[str] = ()) -> Views | None:
+def serving(
+    listen: str | None, stack: contextlib.ExitStack, allowed_hosts: Sequence[str] = (), token_file: Path | None = None
+) -> Views | None:
     """The server, where one is asked for; it answers from now on, as not ready.
+
+    Args:
+        listen: `[HOST:]PORT`.
+        stack: closes it.
+        allowed_hosts: names by which a proxy asks.
+        token_file: of the token by which cameras are told something; none lets nobody.
 
     Raises:
         UsageError: not `[HOST:]PORT`, an allowed host that is no name, or allowed hosts without a server.
@@ -323,8 +357,11 @@ def serving(listen: str | None, stack: contextlib.ExitStack, allowed_hosts: Sequ
     if listen is None:
         if allowed_hosts:
             raise UsageError("allow-host: expected with --serve [HOST:]PORT, found no page to allow it for")
+        if token_file is not None:
+            raise UsageError("control: expected with --serve [HOST:]PORT, found no page to control cameras by")
         return None
+    control = None if token_file is None else Control(read_token(token_file))
     info = {"version": mgg_edge.__version__, "engine": "", "bundle": "", "bundle_id": ""}
-    server = stack.enter_context(LiveServer(parse_listen(listen), info, allowed_hosts=allowed_hosts))
+    server = stack.enter_context(LiveServer(parse_listen(listen), info, control=control, allowed_hosts=allowed_hosts))
     _logger.info("live page: %s", server.address)
-    return Views(server, stack)
+    return Views(server, stack, control)

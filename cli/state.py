@@ -104,6 +104,27 @@ def reset(directory: Directory, camera: Camera = None) -> None:
         sys.stdout.write(f"{name}: begins anew\n")
 
 
+@state_app.command(epilog="Example: mgg-edge state restore states/ --camera gate states/gate.20261128T101500Z.mggstate")
+def restore(
+    directory: Directory,
+    kept: Annotated[Path, typer.Argument(help="State file to go back to, such as a snapshot.", show_default=False)],
+    camera: Annotated[str, typer.Option(help="Whose state.", show_default=False)],
+) -> None:
+    """Let a camera go on from a state that was kept."""
+    from mgg_edge.runtime.store.state_file import StateStore
+    from mgg_edge.runtime.store.state_file_format import decode_state
+
+    _cameras(directory, None)
+    try:
+        saved = decode_state(kept.read_bytes(), str(kept))
+    except OSError as error:
+        raise UsageError(f"{kept}: cannot be read: {error.strerror or error}") from error
+    store = StateStore(directory, camera, saved.checkpoint.bundle_id)
+    with store.locked():
+        store.save(saved.checkpoint)
+    sys.stdout.write(f"{camera}: goes on from {kept}, after {saved.checkpoint.step} updates\n")
+
+
 @state_app.command(epilog="Example: mgg-edge state export states/ --camera gate --out gate.safetensors")
 def export(
     directory: Directory,

@@ -24,12 +24,14 @@ OTHERS_OPTIONS = {"--now", "--restart", "--env-file", "--install-completion", "-
 INFO = {"version": "1", "engine": "", "bundle": "", "bundle_id": ""}
 
 
-def known_options(name: str = "run") -> set[str]:
+def known_options(*names: str) -> set[str]:
     import typer
 
     from mgg_edge.cli.main import app
 
-    command = typer.main.get_command(app).commands[name]
+    command = typer.main.get_command(app)
+    for name in names or ("run",):
+        command = command.commands[name]
     return {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
 
 
@@ -42,7 +44,9 @@ def test_every_option_of_the_unit_and_the_container_exists() -> None:
         assert len(options) >= 4
         assert options <= known_options()
     for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / "docs" / "DEPLOY.md").read_text()):
-        assert option in known_options() | known_options("calibrate") | OTHERS_OPTIONS, option
+        assert (
+            option in known_options() | known_options("calibrate") | known_options("state", "restore") | OTHERS_OPTIONS
+        ), option
 
 
 def test_no_credentials_in_arguments() -> None:

@@ -10,9 +10,11 @@
     /healthz         200 while the run lives, else 503: what a supervisor restarts by
     /readyz          200 while every camera gives predictions, else 503 with the reason
 
-There is no password: whoever reaches the port sees the pictures. Bound to loopback, requests by another host's name are
-refused, so that a web page elsewhere cannot read them through the visitor's browser; a proxy that passes its own name
-on is allowed by that name.
+    POST /control/NAME/ACTION    tell a camera something, where that is allowed (`http_control`)
+
+There is no password for looking: whoever reaches the port sees the pictures. Bound to loopback, requests by another
+host's name are refused, so that a web page elsewhere cannot read them through the visitor's browser; a proxy that
+passes its own name on is allowed by that name.
 
 Connections have an end: at the last free one, the oldest that is no stream gives way. So health is answered however
 many clients idle or read slowly.
@@ -37,6 +39,7 @@ from typing import Any
 
 from mgg_edge.compat import Self
 from mgg_edge.errors import SinkError, UsageError
+from mgg_edge.runtime.outputs.http_control import ACTIONS, Control, Refusal
 from mgg_edge.runtime.outputs.http_page import CONTENT_SECURITY_POLICY, PAGE
 from mgg_edge.runtime.outputs.http_view import MAX_WIDTH, CameraView
 from mgg_edge.runtime.outputs.metrics import CONTENT_TYPE, render
@@ -83,6 +86,7 @@ class LiveServer:
         listen: host and port.
         info: what runs here: `version`, `engine`, `bundle`, `bundle_id`.
         ready_s: how old the latest prediction of each camera may be.
+        control: who may tell cameras something; nobody if None.
         allowed_hosts: names by which a proxy asks for a page on the loopback interface.
 
     Attributes:
@@ -100,10 +104,11 @@ class LiveServer:
         info: Mapping[str, str],
         *,
         ready_s: float = 15.0,
+        control: Control | None = None,
         allowed_hosts: Sequence[str] = (),
     ) -> None:
         self.cameras: Sequence[CameraView] = ()
-        self.info, self._ready_s = dict(info), ready_s
+        self.info, self._ready_s, self._control = dict(info), ready_s, control
         if wrong := next((name for name in allowed_hosts if not _HOST_NAME.fullmatch(name)), None):
             raise UsageError(f"allow-host: expected a name such as cams.example.org, found '{wrong}'")
         self._allowed_hosts = frozenset(name.lower() for name in allowed_hosts)
@@ -168,6 +173,7 @@ class LiveServer:
             asked = urllib.parse.parse_qs(query).get("compare", [])
             cameras = [camera.status(compare=camera.name in asked) for camera in self.cameras]
             about = {"info": self.info, "time": round(time.time(), 3), "ready": reason is None, "reason": reason}
+            about["actions"] = [] if self._control is None else list(ACTIONS)
             return _json(200, {**about, "cameras": cameras})
         if path == "/metrics":
             return _Answer(200, CONTENT_TYPE, render(self.cameras, self.info).encode())
@@ -186,6 +192,20 @@ class LiveServer:
             if camera is not None:
                 return _json(200, {"points": [asdict(point) for point in camera.history.points()]})
         return _json(404, {"status": "not found"})
+
+    def perform(self, path: str, authorization: str) -> _Answer:
+        """What is said to a request that something be done."""
+        found = re.fullmatch(r"/control/([^/]+)/([^/]+)", path)
+        if found is None:
+            return _json(404, {"status": "not found"})
+        if self._control is None:
+            reason = "this run takes no orders: it was started without --control"
+            return _json(403, {"status": "forbidden", "reason": reason})
+        try:
+            camera, action = map(urllib.parse.unquote, found.groups())
+            return _json(200, {"status": "ok", **self._control.perform(camera, action, authorization)})
+        except Refusal as refusal:
+            return _json(refusal.status, {"status": "refused", "reason": str(refusal)})
 
     def _sample(self) -> None:
         """Look at every camera now and then; ask the frozen model about one at a time, however many there are."""
@@ -271,8 +291,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         live, asked = self._server.live, urllib.parse.urlsplit(self.path)
         if not live.allows(self.headers.get("Host", "")):
-            reason = "ask by the name localhost, or allow the proxy's name with --allow-host"
-            self._send(_json(403, {"status": "forbidden", "reason": reason}))
+            self._send(FORBIDDEN)
         elif asked.path.startswith("/stream/"):
             self._stream(urllib.parse.unquote(asked.path.removeprefix("/stream/")))
         else:
@@ -280,6 +299,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         self.do_GET()
+
+    def do_POST(self) -> None:
+        live = self._server.live
+        if not live.allows(self.headers.get("Host", "")):
+            self._send(FORBIDDEN)
+        else:
+            self._send(live.perform(urllib.parse.urlsplit(self.path).path, self.headers.get("Authorization", "")))
 
     @property
     def _server(self) -> _Server:
@@ -346,3 +372,8 @@ def _end(connection: socket.socket) -> None:
 
 def _json(status: int, value: Mapping[str, Any]) -> _Answer:
     return _Answer(status, "application/json", json.dumps(value).encode())
+
+
+FORBIDDEN = _json(
+    403, {"status": "forbidden", "reason": "ask by the name localhost, or allow the proxy's name with --allow-host"}
+)

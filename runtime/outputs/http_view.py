@@ -251,6 +251,7 @@ class CameraView:
             "adapt_steps": counters.adapt_steps,
             "adapt_rejected": self.refused,
             "calm": self.calm,
+            "held": self._adapter.held,
             "last_rejection": self._adapter.last_rejection,
             "prediction": None if latest is None else _prediction(latest[1]),
             "entropies": entropies,

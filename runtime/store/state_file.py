@@ -105,6 +105,23 @@ class StateStore:
         self._generation += 1
         self._slot = self._generation % GENERATIONS
 
+    def keep(self, checkpoint: Checkpoint, moment: str) -> Path:
+        """Write a checkpoint under a name of its own, beside the generations, which it never gives way to.
+
+        Args:
+            checkpoint: what to keep.
+            moment: part of the name, such as `20261128T101500Z`.
+
+        Raises:
+            SinkError: the disk refuses.
+        """
+        path = self.directory / f"{self.camera}.{moment}{SUFFIX}"
+        try:
+            write_durably(self._files, path, encode_state(SavedState(checkpoint, self.camera, self._generation)))
+        except OSError as error:
+            raise SinkError(f"{path}: cannot keep the state: {error.strerror or error}") from error
+        return path
+
     def is_damaged(self) -> bool:
         """Whether there are files and none is whole."""
         try:

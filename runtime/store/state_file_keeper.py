@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 
 from mgg_edge.compat import Self
@@ -45,7 +46,7 @@ class StateKeeper:
         self._adapter, self._store, self._interval_s = adapter, store, interval_s
         self.saves, self.failures = 0, 0
         self._saved_version = -1
-        self._leaving = threading.Event()
+        self._leaving, self._saving = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._keep, name="mgg-edge state", daemon=True)
         self._lock = ExitStack()
 
@@ -81,7 +82,19 @@ class StateKeeper:
         self._thread.join()
         with self._lock:
             self._adapter.drain()
+            with self._saving:
+                self._save()
+
+    def snapshot(self) -> Path:
+        """Save now, and keep this state under the name of the moment as well.
+
+        Raises:
+            SinkError: the disk refuses.
+        """
+        with self._saving:
             self._save()
+            moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+            return self._store.keep(self._adapter.checkpoint(), moment)
 
     def _load(self) -> Checkpoint | None:
         try:
@@ -100,7 +113,8 @@ class StateKeeper:
                 continue
             due_s = time.monotonic() + self._interval_s
             try:
-                self._save()
+                with self._saving:
+                    self._save()
             except SinkError as error:
                 self.failures += 1
                 _logger.warning("%s; trying again in %.0f s", error, self._interval_s)
