@@ -22,7 +22,10 @@ __all__ = ["CLEAN", "MOVING", "STRENGTH", "with_clean_statistics", "with_site_st
 # As in `mgg_edge.learn.backbone`, which the run time must not import; a test holds the two together.
 MOVING = "norm_statistics"
 CLEAN, STRENGTH = f"{MOVING}.clean", f"{MOVING}.strength"
-STEPS = 48  # what was there at the start is forgotten: (1 − α)^48 < 1 % from α = 0.1 on
+SEEN = "moved"  # what a rule saw move that decides itself what is normalised with
+# Steps after which what was there at the start is forgotten, (1 − α)^48 < 1 % from α = 0.1 on, and steps that are
+# averaged then: with a large α a single one knows few frames.
+FORGOTTEN, AVERAGED = 48, 24
 
 
 def with_site_statistics(
@@ -45,11 +48,15 @@ def with_site_statistics(
     opened = open_engine(still, engine, threads=threads)
     try:
         rng, batch = np.random.default_rng(0), bundle.manifest.adapt_batch
-        for number in range(STEPS):
+        total = np.zeros(bundle.weights[CLEAN].shape)
+        for number in range(steps := FORGOTTEN + AVERAGED):
             opened.adapt(frames[np.sort(rng.choice(len(frames), batch, replace=False))])
             opened.commit()
-            progress("clean statistics", number + 1, STEPS)
-        clean = opened.state()[MOVING].astype(np.float32)
+            if number >= FORGOTTEN:
+                state = opened.state()
+                total += state[SEEN if SEEN in state else MOVING].astype(np.float64)
+            progress("clean statistics", number + 1, steps)
+        clean = (total / AVERAGED).astype(np.float32)
     finally:
         opened.close()
     return dataclasses.replace(

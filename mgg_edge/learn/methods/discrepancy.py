@@ -121,7 +121,11 @@ def build_rule_method(name: str, classifier: Classifier, options: RuleOptions, s
 
 
 def _rule(name: str, backbone: Backbone, options: RuleOptions) -> UpdateRule:
-    size, features = backbone.norms.size, backbone.features
+    size, features, moving = backbone.norms.size, backbone.features, backbone.moving
     if options.weights:
-        return load_rule(Path(options.weights), size, features)
-    return Sgd(options.momentum) if name == "sgd" else untrained_rule(name, size, features, options.seed)
+        rule = load_rule(Path(options.weights), size, features, moving)
+    else:
+        rule = Sgd(options.momentum) if name == "sgd" else untrained_rule(name, size, features, options.seed, moving)
+    if rule.moves_statistics and not moving:
+        raise UsageError(f"{name}: expected batch normalisation whose statistics move, found none in {backbone.name}")
+    return rule
