@@ -21,15 +21,37 @@ from mgg_edge.learn.rules.base import CLEAN_WINDOWS, SourceNumbers
 from mgg_edge.scenes.domains import Domain
 from mgg_edge.scenes.objects import CutOut, Scene, place
 
-__all__ = ["Episode", "Stage", "build_stages", "clear_shift", "draw_episode"]
+__all__ = ["STATISTICS_BATCH", "Episode", "Moments", "Stage", "build_stages", "clear_shift", "draw_episode"]
 
 LEAST_SURE = 0.3  # largest probability of a view that is kept
 LEAST_VIEWS = 40
 FEW_OBJECTS = 3  # things in view in the windows of a busy gate or an empty street
 VARIANCE_FLOOR = 1e-12
 CLEAN_DRAWS = 6  # windows the largest clean discrepancy is taken over
+STATISTICS_BATCH = 8  # frames of a step on the device
 Rng = np.random.Generator
 Frozen = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Statistics of batch normalisation of single views, from which those of batches of any of them follow.
+
+    Attributes:
+        each: f16[n, M], biased variances.
+        sizes: of the parts of a row, a layer's means before its variances.
+    """
+
+    each: Tensor
+    sizes: tuple[int, ...]
+
+    def pooled(self, views: NDArray[np.int64], batch: int = STATISTICS_BATCH) -> Tensor:
+        """F[M] that batches of some views have on average: variance within views, and between their means."""
+        parts = self.each[views].float().split(list(self.sizes), dim=1)
+        found = []
+        for mean, variance in zip(parts[::2], parts[1::2], strict=True):
+            found += [mean.mean(0), variance.mean(0) + (1 - 1 / batch) * mean.var(0)]
+        return torch.cat(found)
 
 
 @dataclass(frozen=True)
@@ -42,6 +64,8 @@ class Stage:
         objects: i64[n], which thing stands in each.
         probabilities: f16[n, C], of the frozen model.
         features: f32[n, D], likewise.
+        moments: f16[n, M], the statistics that batch normalisation would have of each view alone; None where no rule
+            wants them.
     """
 
     name: str
@@ -49,13 +73,16 @@ class Stage:
     objects: NDArray[np.int64]
     probabilities: Tensor
     features: Tensor
+    moments: Moments | None = None
 
     def source(self, theta: Tensor, views: NDArray[np.int64], rng: Rng) -> SourceNumbers:
         """What a calibration on some views would know; the clean discrepancy is that of the others."""
         known = self.features[views].double()
         mean, std = known.mean(0), (known.var(0, unbiased=True) + VARIANCE_FLOOR).sqrt()
         discrepancy = torch.tensor([self._discrepancy(mean, std, window, rng) for window in CLEAN_WINDOWS])
-        return SourceNumbers(theta, *(part.float().to(theta.device) for part in (mean, std, discrepancy)))
+        own = [part.float().to(theta.device) for part in (mean, std, discrepancy)]
+        moving = None if self.moments is None else self.moments.pooled(views).to(theta.device)
+        return SourceNumbers(theta, own[0], own[1], own[2], moving)
 
     def _discrepancy(self, mean: Tensor, std: Tensor, window: int, rng: Rng) -> float:
         found = []
@@ -93,6 +120,7 @@ def build_stages(
     views: int,
     seed: int,
     progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
+    moments: Callable[[Tensor], Moments] | None = None,
 ) -> list[Stage]:
     """Cameras before which things are recognised.
 
@@ -103,6 +131,7 @@ def build_stages(
         views: of each scene, before those the model is not sure of are left out.
         seed: of what is drawn.
         progress: called with a stage's name, and how much of how much of it is done.
+        moments: statistics of single frames u8[n, H, W, 3], where a rule wants them.
 
     Raises:
         UsageError: before no scene enough is recognised.
@@ -117,8 +146,9 @@ def build_stages(
         sure = (probabilities.max(1).values >= LEAST_SURE).numpy()
         if sure.sum() >= LEAST_VIEWS and len(np.unique(objects[sure])) >= LEAST_VIEWS // 4:
             kept = torch.from_numpy(sure)
+            own = None if moments is None else moments(torch.from_numpy(frames[sure]))
             found.append(
-                Stage(scene.name, frames[sure], objects[sure], probabilities[kept].half(), features[kept].float())
+                Stage(scene.name, frames[sure], objects[sure], probabilities[kept].half(), features[kept].float(), own)
             )
         progress("scenes", number + 1, len(scenes))
     if not found:
