@@ -104,7 +104,7 @@ def run(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Let whoever knows the token in this file (made if absent) pause, freeze, reset and save "
+            help="Let whoever knows the token in this file (made if absent) pause, freeze, reset, save and calibrate "
             "cameras, by the live page and HTTP.",
             envvar="MGG_EDGE_CONTROL",
             show_default=False,
@@ -186,12 +186,12 @@ def run(
             fleet = stack.enter_context(Fleet(targets, models, display, views, limit))
             fleet.open(words, sources)
             lanes = [fleet.start(one.name) for one in words]
-            if views is not None and views.control is not None:
-                views.control.commander = fleet
+            attends = fleet.obey()
         display.expect(_total(fleet.frames_expected, limit))
-        attend = None if config is None else stack.enter_context(Reload(config, common, fleet)).attend
+        if config is not None:
+            attends.append(stack.enter_context(Reload(config, common, fleet)).attend)
         with display:
-            total, parts = run_lanes(lanes, stop=lambda: stopper.signal is not None, limit=limit, attend=attend)
+            total, parts = run_lanes(lanes, stop=lambda: stopper.signal is not None, limit=limit, attend=attends)
         _report(total, parts, lines, display.labels, fleet.videos)
     if failure := total.failure or fleet.record_failure:
         raise failure

@@ -12,16 +12,19 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mgg_edge.cli.display import RunDisplay
+from mgg_edge.cli.run_calibration import Calibration, each_done
 from mgg_edge.cli.run_parts import Camera, Models, Targets, Views, open_sources
 from mgg_edge.cli.run_words import CameraWords, read_cameras
 from mgg_edge.compat import Self
-from mgg_edge.errors import MggEdgeError, SinkError
+from mgg_edge.errors import MggEdgeError, SinkError, UsageError
 from mgg_edge.runtime.outputs.sinks import AnnotatedVideo
 from mgg_edge.runtime.session_lanes import Lane, Lanes
 from mgg_edge.runtime.sources.source import FrameSource
+from mgg_edge.runtime.store.state_file import StateStore, file_name
 
 __all__ = ["Fleet", "Reload"]
 
@@ -45,6 +48,7 @@ class Fleet:
         self._targets, self._models, self._display, self._views = targets, models, display, views
         self._limit = limit
         self._cameras: dict[str, Camera] = {}
+        self._calibrations: dict[str, Calibration] = {}
 
     @property
     def words(self) -> Mapping[str, CameraWords]:
@@ -87,9 +91,64 @@ class Fleet:
         """
         return self._cameras[name].start(self._models, self._display, self._views, self._limit)
 
-    def command(self, camera: str, action: str) -> str:
+    def obey(self) -> list[Callable[[Lanes], None]]:
+        """Do what people say from now on, where the run allows it; what has to be called while cameras run."""
+        control = None if self._views is None else self._views.control
+        if control is None:
+            return []
+        control.commander = self
+        return [self.attend]
+
+    def command(self, camera: str, action: str, minutes: float | None = None, /) -> str:
         """Do to a camera what a person asked for, on whatever thread; see `Commander`."""
-        return self._cameras[camera].command(action)
+        asked = self._cameras[camera]
+        return asked.command(action) if action != "calibrate" else self._calibrate(asked, minutes)
+
+    def _calibrate(self, camera: Camera, minutes: float | None) -> str:
+        name, folder = camera.words.name, self._targets.state
+        if folder is None:
+            raise UsageError("calibrate: expected a run with --state DIR, where the new bundle goes, found none")
+        if camera.tap is None:
+            raise UsageError(
+                f"calibrate: expected a camera or stream; of a file use `mgg-edge calibrate`, found {name}"
+            )
+        if name in self._calibrations:
+            raise UsageError(f"calibrate: camera {name} is being calibrated already")
+        found = Calibration(self._models.path(camera.words), camera.tap, folder, minutes, self._models.engine.threads)
+        self._calibrations[name] = found
+        return f"calibrate: from the next {found.seconds:.0f} s of pictures; used as soon as it is there: {found.out}"
+
+    def attend(self, lanes: Lanes) -> None:
+        """Swap in the bundles of calibrations that are done."""
+        each_done(self._calibrations, functools.partial(self._swap, lanes))
+
+    def _swap(self, lanes: Lanes, calibration: Calibration) -> None:
+        name, folder = calibration.name, self._targets.state
+        if name not in self._cameras or folder is None:
+            return  # it has ended meanwhile
+        words = replace(self._cameras[name].words, bundle=calibration.out)
+        self.end(name, lanes)
+        _report(name, "state not set aside", lambda: StateStore(folder, file_name(name), "").set_aside(".former"))
+        if self.begin(words, lanes):
+            _logger.info("camera %s: runs on %s; name it as its bundle to keep it", name, calibration.out)
+
+    def begin(self, words: CameraWords, lanes: Lanes) -> bool:
+        """Run one more camera; whether it could, which is said if not."""
+
+        def begin() -> None:
+            self.open([words], open_sources([words], wait=not words.strict))
+            try:
+                lanes.begin(self.start(words.name))
+            except BaseException:
+                self.remove(words.name)
+                raise
+
+        return _report(words.name, "cannot begin", begin)
+
+    def end(self, name: str, lanes: Lanes) -> None:
+        """End a camera after what is in hand, and close it."""
+        lanes.end(name)
+        _report(name, "cannot be closed", functools.partial(self.remove, name))
 
     def remove(self, name: str) -> None:
         """Close a camera, its state saved."""
@@ -105,6 +164,8 @@ class Fleet:
         with contextlib.ExitStack() as stack:
             for camera in self._cameras.values():
                 stack.callback(camera.close)
+            for calibration in self._calibrations.values():
+                stack.callback(calibration.end)
 
 
 class Reload:
@@ -134,22 +195,10 @@ class Reload:
         over = [name for name, words in before.items() if wanted.get(name) != words]
         new = [words for name, words in wanted.items() if before.get(name) != words]
         for name in over:
-            lanes.end(name)
-            _report(name, "cannot be closed", functools.partial(self._fleet.remove, name))
-        begun = sum(self._begin(words, lanes) for words in new)
+            self._fleet.end(name, lanes)
+        begun = sum(self._fleet.begin(words, lanes) for words in new)
         kept = len(wanted) - len(new)
         _logger.info("cameras read anew: %d go on, %d ended, %d begun", kept, len(over), begun)
-
-    def _begin(self, words: CameraWords, lanes: Lanes) -> bool:
-        def begin() -> None:
-            self._fleet.open([words], open_sources([words], wait=not words.strict))
-            try:
-                lanes.begin(self._fleet.start(words.name))
-            except BaseException:
-                self._fleet.remove(words.name)
-                raise
-
-        return _report(words.name, "cannot begin", begin)
 
     def __enter__(self) -> Self:
         self._previous = signal.signal(signal.SIGHUP, lambda *_: self._asked.set())
@@ -159,7 +208,7 @@ class Reload:
         signal.signal(signal.SIGHUP, self._previous)
 
 
-def _report(name: str, what: str, action: Callable[[], None]) -> bool:
+def _report(name: str, what: str, action: Callable[[], object]) -> bool:
     """Do something to a camera; whether it worked, which is said if not."""
     try:
         action()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import mgg_edge
 from mgg_edge.cli.display import RunDisplay
+from mgg_edge.cli.run_calibration import Tap
 from mgg_edge.cli.run_state import begin_record, keep_state, open_record
 from mgg_edge.cli.run_words import CameraWords
 from mgg_edge.errors import SinkError, UsageError
@@ -203,6 +204,7 @@ class Camera:
 
     Attributes:
         words: as given.
+        tap: of its pictures, where it is live and may be told to calibrate.
         video: its annotated video, if there is one.
 
     Raises:
@@ -215,6 +217,7 @@ class Camera:
         self.video: AnnotatedVideo | None = None
         self._adapter: Adapter | None = None
         self._keeper: StateKeeper | None = None
+        self.tap: Tap | None = None
         self._sinks: list[Sink] = []
         with contextlib.ExitStack() as stack:
             stack.callback(source.close)
@@ -276,6 +279,9 @@ class Camera:
             lane = replace(lane, sinks=[*lane.sinks, teller], heartbeats=[*lane.heartbeats, teller.beat])
         if views is None:
             return lane
+        if views.control is not None and source.live:
+            self.tap = Tap(words.name)
+            lane = replace(lane, sinks=[*lane.sinks, self.tap])
         history = History(self._targets.state, file_name(words.name))
         frozen = views.frozen(models.path(words), models.engine)
         view = CameraView(words.name, adapter, reader, frozen, history, keeper)

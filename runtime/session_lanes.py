@@ -50,7 +50,7 @@ def run_lanes(
     *,
     stop: Callable[[], bool] = lambda: False,
     limit: int | None = None,
-    attend: Callable[[Lanes], None] | None = None,
+    attend: Sequence[Callable[[Lanes], None]] = (),
 ) -> tuple[Summary, dict[str, Summary]]:
     """Run cameras side by side until all have ended.
 
@@ -58,7 +58,7 @@ def run_lanes(
         lanes: at least one, with different names; a single one that nobody attends runs on the calling thread.
         stop: asked often; True ends all of them after what is in hand.
         limit: number of frames of each camera.
-        attend: called often on the calling thread; may end and begin cameras.
+        attend: called often on the calling thread, one after the other; may end and begin cameras.
 
     Returns:
         The summary over all, and each camera's by name; of a camera that was begun again, each time's.
@@ -71,10 +71,10 @@ def run_lanes(
     if not names or len(set(names)) != len(names):
         raise UsageError(f"sources: expected different names, found {', '.join(names) or 'none'}")
     running = Lanes(stop, limit)
-    if len(lanes) == 1 and attend is None:
+    if len(lanes) == 1 and not attend:
         running.ended.append(_run(lanes[0], stop, limit))
     else:
-        running.run(lanes, attend or (lambda _: None))
+        running.run(lanes, attend)
     infer_ms = Percentiles.of([time_ms for one in running.ended for time_ms in one.infer_ms])
     adapt_ms = Percentiles.of([time_ms for one in running.ended for time_ms in one.adapt_ms])
     return Summary.of_all([one.summary for one in running.ended], infer_ms, adapt_ms), running.by_name(names)
@@ -127,13 +127,14 @@ class Lanes:
             ending.set()
             thread.join()
 
-    def run(self, lanes: Sequence[Lane], attend: Callable[[Lanes], None]) -> None:
+    def run(self, lanes: Sequence[Lane], attend: Sequence[Callable[[Lanes], None]]) -> None:
         """Run cameras until all have ended."""
         for lane in lanes:
             self.begin(lane)
         try:
             while self._running:
-                attend(self)
+                for one in attend:
+                    one(self)
                 self._wait_a_little()
         finally:
             self._enough.set()

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import logging
+import signal
 import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from browser import Browser
+from mgg_edge.cli import run as run_command
+from mgg_edge.cli.main import main
+from mgg_edge.cli.run_calibration import Tap
 from mgg_edge.errors import SinkError, UsageError
 from mgg_edge.runtime import Adapter
+from mgg_edge.runtime.adaptation import calibration
 from mgg_edge.runtime.outputs import http_control
 from mgg_edge.runtime.outputs.http_control import ACTIONS, Control, read_token
 from mgg_edge.runtime.outputs.http_server import LiveServer
+from mgg_edge.runtime.sources.source import Frame
+from mgg_edge.runtime.store.record_file import Record
+from mgg_edge.runtime.store.state_file import StateStore, cameras_in
 
 TOKEN = "0123456789abcdef-secret"  # noqa: S105 (of this test's servers)
 
@@ -27,7 +37,7 @@ class Cameras:
     def __init__(self) -> None:
         self.done: list[tuple[str, str]] = []
 
-    def command(self, camera: str, action: str) -> str:
+    def command(self, camera: str, action: str, minutes: float | None = None) -> str:
         if camera != "door":
             raise KeyError(camera)
         if action == "snapshot":
@@ -144,36 +154,40 @@ class TestToken:
             read_token(tmp_path / "token")
 
 
-def run_cameras(words: list[str]) -> threading.Thread:
-    from mgg_edge.cli.main import main
+class Run:
+    """`mgg-edge run` with two cameras on a thread, and its page."""
 
-    def work() -> None:
-        with pytest.raises(SystemExit):
-            main(["run", *words])
+    def __init__(self) -> None:
+        self.server: LiveServer
+        self.stop = False
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    return thread
+    def camera(self, name: str) -> dict:
+        cameras = tell(self.server, "/status", method="GET")[1]["cameras"]
+        return next((one for one in cameras if one["name"] == name), {"inferred": 0, "adapt_steps": 0})
+
+    def wait_for(self, holds) -> None:
+        end_s = time.monotonic() + 60
+        while not holds():
+            assert time.monotonic() < end_s
+            time.sleep(0.05)
 
 
-def test_a_run_obeys(toy_bundle: Path, tmp_path: Path, monkeypatch):
-    """Two cameras; one is paused, saved and reset while the other goes on; all of it is in the record."""
-    from mgg_edge.cli import run as run_command
-    from mgg_edge.runtime.store.record_file import Record
-    from mgg_edge.runtime.store.state_file import cameras_in
-
-    servers: list[LiveServer] = []
-    made = LiveServer.__init__
+@contextlib.contextmanager
+def running_cameras(bundle: Path, folder: Path, monkeypatch, *more: str):
+    """Door and gate, which take orders and keep states and records in the folder."""
+    found, made = Run(), LiveServer.__init__
 
     def keep(self, *arguments, **options):
         made(self, *arguments, **options)
-        servers.append(self)
+        found.server = self
 
     class Stopper:
-        signal = None
-
         def __init__(self, **_options):
             pass
+
+        @property
+        def signal(self):
+            return signal.SIGTERM if found.stop else None
 
         def __enter__(self):
             return self
@@ -184,56 +198,103 @@ def test_a_run_obeys(toy_bundle: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(LiveServer, "__init__", keep)
     monkeypatch.setattr(run_command, "StopRequest", Stopper)
     source = "synthetic:frames=0,paced=1,rate=60,faults=shape,every=10"
-    words = ["--bundle", toy_bundle, "--source", f"door={source}", "--source", f"gate={source}", "--adapt", "always"]
-    words += ["--serve", "0", "--control", tmp_path / "token", "--state", tmp_path / "state", "--engine", "cpu"]
-    words += ["--record", tmp_path / "run.mggrun", "--limit", 600]
-    thread = run_cameras([str(word) for word in words])
+    words = ["--bundle", bundle, "--source", f"door={source}", "--source", f"gate={source}", "--adapt", "always"]
+    words += ["--serve", "0", "--control", folder / "token", "--state", folder / "state", "--engine", "cpu"]
+    ended: list[int | str | None] = []
 
-    def camera(name: str) -> dict:
-        return next(one for one in tell(servers[0], "/status", method="GET")[1]["cameras"] if one["name"] == name)
+    def work() -> None:
+        try:
+            main(["run", *map(str, [*words, *more])])
+        except SystemExit as end:
+            ended.append(end.code)
 
-    def wait_for(holds) -> None:
-        end_s = time.monotonic() + 30
-        while not holds():
-            assert time.monotonic() < end_s
-            time.sleep(0.05)
-
+    thread = threading.Thread(target=work)
+    thread.start()
     try:
-        wait_for(lambda: servers and len(servers[0].cameras) == 2)
-        wait_for(lambda: camera("door")["adapt_steps"] > 0 and camera("gate")["adapt_steps"] > 0)
-        token = read_token(tmp_path / "token")
-        assert tell(servers[0], "/control/door/pause", token)[1]["done"] == "pause: paused"
-        wait_for(lambda: camera("door")["prediction"]["adapted"] is False)
-        assert (camera("door")["held"], camera("gate")["held"]) == ("paused", None)
-        status, body = tell(servers[0], "/control/door/snapshot", token)
-        assert status == 200
-        assert tell(servers[0], "/control/door/resume", token)[1]["done"] == "resume: adapts"
-        assert tell(servers[0], "/control/door/reset", token)[0] == 200
+        found.wait_for(lambda: hasattr(found, "server") and len(found.server.cameras) == 2)
+        found.wait_for(lambda: all(found.camera(name)["adapt_steps"] > 0 for name in ("door", "gate")))
+        yield found
     finally:
+        found.stop = True
         thread.join(60)
     assert not thread.is_alive()
+    assert ended == [0]
+
+
+def test_a_run_obeys(toy_bundle: Path, tmp_path: Path, monkeypatch):
+    """Two cameras; one is paused, saved and reset while the other goes on; all of it is in the record."""
+    record = ("--record", str(tmp_path / "run.mggrun"))
+    with running_cameras(toy_bundle, tmp_path, monkeypatch, *record) as run:
+        token = read_token(tmp_path / "token")
+        assert tell(run.server, "/control/door/pause", token)[1]["done"] == "pause: paused"
+        run.wait_for(lambda: run.camera("door")["prediction"]["adapted"] is False)
+        assert (run.camera("door")["held"], run.camera("gate")["held"]) == ("paused", None)
+        status, body = tell(run.server, "/control/door/snapshot", token)
+        assert status == 200
+        assert tell(run.server, "/control/door/resume", token)[1]["done"] == "resume: adapts"
+        assert tell(run.server, "/control/door/reset", token)[0] == 200
     kept = tmp_path / "state" / body["done"].split()[-1]
     assert kept.is_file()
     assert cameras_in(tmp_path / "state") == ["door", "gate"]
     said = [event.event for event in Record.read(tmp_path / "run-door.mggrun").events]
     assert [event for event in said if event in ("pause", "freeze", "resume", "reset")] == ["pause", "resume", "reset"]
-    from mgg_edge.cli.main import main
-
     with pytest.raises(SystemExit) as ended:
         main(["state", "restore", str(tmp_path / "state"), str(kept), "--camera", "door"])
     assert ended.value.code == 0
     with Adapter.open(toy_bundle, engine="cpu") as adapter:
-        from mgg_edge.runtime.store.state_file import StateStore
-
         restored = StateStore(tmp_path / "state", "door", adapter.bundle_id).load()
     assert restored is not None
     assert restored.step > 0
 
 
+def test_what_is_seen_now_becomes_the_site(toy_bundle: Path, tmp_path: Path, monkeypatch, caplog):
+    """A live camera is calibrated on its next pictures, and then runs on that bundle."""
+    monkeypatch.setattr(calibration, "REPORT_WEATHERS", 2)
+    caplog.set_level(logging.INFO)
+    with running_cameras(toy_bundle, tmp_path, monkeypatch) as run:
+        token, server = read_token(tmp_path / "token"), run.server
+        before = server.cameras[0].adapter.bundle_id
+        status, body = tell(server, "/control/door/calibrate?minutes=0.05", token)
+        assert (status, "from the next 3 s" in body["done"]) == (200, True), body
+        assert "already" in tell(server, "/control/door/calibrate", token)[1]["reason"]
+        assert "minutes" in tell(server, "/control/gate/calibrate?minutes=many", token)[1]["reason"]
+        run.wait_for(lambda: any("name it as its bundle to keep it" in text for text in caplog.messages))
+        run.wait_for(lambda: run.camera("door")["inferred"] > 5)
+        after = next(view for view in server.cameras if view.name == "door").adapter
+        assert after.bundle_id != before
+        assert after.manifest.site is not None
+        assert run.camera("gate")["inferred"] > run.camera("door")["inferred"]  # which has begun anew
+    assert len(list((tmp_path / "state").glob("door.*.mgg"))) == 1
+    assert any("camera door: calibrated on" in text for text in caplog.messages)
+
+
+class TestTap:
+    def frame(self, index: int) -> Frame:
+        return Frame(index, 100 + index / 10, np.full((4, 4, 3), index % 256, np.uint8))
+
+    def test_nothing_is_kept_unless_somebody_looks(self):
+        tap = Tap("door")
+        for index in range(100):
+            tap.write(self.frame(index), None)
+        seen = iter(tap)
+        feeder = threading.Timer(0.05, lambda: [tap.write(self.frame(index), None) for index in range(200, 203)])
+        feeder.start()
+        found = [next(seen) for _ in range(3)]
+        assert [round(frame.time_s, 3) for frame in found] == [0.0, 0.1, 0.2]
+        assert found[0].index == 200
+
+    def test_a_slow_calibration_holds_up_nothing(self):
+        tap = Tap("door")
+        seen = iter(tap)
+        threading.Timer(0.05, lambda: [tap.write(self.frame(index), None) for index in range(500)]).start()
+        assert next(seen).index == 0
+        time.sleep(0.2)
+        tap.close()
+        assert len(list(seen)) <= 8
+
+
 @pytest.mark.parametrize("words", [["--control", "token"]])
 def test_control_without_a_page(words, tmp_path, toy_bundle, capsys, monkeypatch):
-    from mgg_edge.cli.main import main
-
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         main(["run", "--bundle", str(toy_bundle), "--source", "synthetic:frames=4", *words])

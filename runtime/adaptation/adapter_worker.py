@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "yield_to_inference"]
 
 WorkT = TypeVar("WorkT")
 LOWEST_PRIORITY = 19
@@ -67,7 +67,7 @@ class Worker(Generic[WorkT]):
         self._thread.join()
 
     def _run(self) -> None:
-        _yield_to_inference()
+        yield_to_inference()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._work is not None or self._closing)
@@ -86,7 +86,7 @@ class Worker(Generic[WorkT]):
                 return
 
 
-def _yield_to_inference() -> None:
+def yield_to_inference() -> None:
     """Lower the calling thread's priority where threads have one of their own, as on Linux."""
     if os.uname().sysname == "Linux":
         with contextlib.suppress(OSError):  # a sandbox may forbid it; nothing is wrong then, only slower

@@ -44,7 +44,16 @@ from mgg_edge.runtime.preprocess import fit
 from mgg_edge.runtime.sources.source import FrameSource
 from mgg_edge.scenes.domains import draw_domain
 
-__all__ = ["CLEAN_WINDOWS", "MIN_FRAMES", "Measured", "calibrate", "gather_frames", "judge", "measure_site"]
+__all__ = [
+    "CLEAN_WINDOWS",
+    "LIVE_SECONDS",
+    "MIN_FRAMES",
+    "Measured",
+    "calibrate",
+    "gather_frames",
+    "judge",
+    "measure_site",
+]
 
 ENGINE = "cpu"  # a GPU engine would be built anew for every draft of the statistics
 # As in `mgg_edge.learn.rules.base`, which the run time must not import; a test holds the two together.

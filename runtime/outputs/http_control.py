@@ -5,6 +5,7 @@
     resume     end either; what was learned is back
     reset      back to the source model, all that was learned forgotten
     snapshot   save the state now, and keep this one under a name of its own
+    calibrate  what is seen now is clean: build a bundle for the site from the next pictures (?minutes=3), and use it
 
 Whoever asks shows the token as `Authorization: Bearer TOKEN`. A page elsewhere cannot: browsers send no such header
 along by themselves. Every use is logged, and is in the record where there is one.
@@ -25,7 +26,7 @@ from mgg_edge.files import PRIVATE, write_whole
 
 __all__ = ["ACTIONS", "Commander", "Control", "Refusal", "read_token"]
 
-ACTIONS = ("pause", "freeze", "resume", "reset", "snapshot")
+ACTIONS = ("pause", "freeze", "resume", "reset", "snapshot", "calibrate")
 LEAST_TOKEN = 16  # characters
 WRONG_TOKEN_S = 1.0  # before a wrong one is told so
 _logger = logging.getLogger(__name__)
@@ -34,8 +35,8 @@ _logger = logging.getLogger(__name__)
 class Commander(Protocol):
     """Does to a camera what was asked."""
 
-    def command(self, camera: str, action: str, /) -> str:
-        """Do it, or begin to; one line that says what was done.
+    def command(self, camera: str, action: str, minutes: float | None = None, /) -> str:
+        """Do it, or begin to; one line that says what was done. Minutes are of footage, to calibrate with.
 
         Raises:
             KeyError: no such camera.
@@ -62,7 +63,7 @@ class Control:
     def __init__(self, token: str, commander: Commander | None = None) -> None:
         self._token, self.commander = token.encode(), commander
 
-    def perform(self, camera: str, action: str, authorization: str) -> Mapping[str, Any]:
+    def perform(self, camera: str, action: str, authorization: str, minutes: float | None = None) -> Mapping[str, Any]:
         """Check and do it; what to answer.
 
         Raises:
@@ -78,7 +79,7 @@ class Control:
         if self.commander is None:
             raise Refusal(503, "starting")
         try:
-            done = self.commander.command(camera, action)
+            done = self.commander.command(camera, action, minutes)
         except KeyError as error:
             raise Refusal(404, "no such camera") from error
         except MggEdgeError as error:

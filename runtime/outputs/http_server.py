@@ -26,6 +26,7 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import re
 import socket
 import sys
@@ -193,7 +194,7 @@ class LiveServer:
                 return _json(200, {"points": [asdict(point) for point in camera.history.points()]})
         return _json(404, {"status": "not found"})
 
-    def perform(self, path: str, authorization: str) -> _Answer:
+    def perform(self, path: str, query: str, authorization: str) -> _Answer:
         """What is said to a request that something be done."""
         found = re.fullmatch(r"/control/([^/]+)/([^/]+)", path)
         if found is None:
@@ -202,8 +203,9 @@ class LiveServer:
             reason = "this run takes no orders: it was started without --control"
             return _json(403, {"status": "forbidden", "reason": reason})
         try:
+            minutes = _decimal(query, "minutes")
             camera, action = map(urllib.parse.unquote, found.groups())
-            return _json(200, {"status": "ok", **self._control.perform(camera, action, authorization)})
+            return _json(200, {"status": "ok", **self._control.perform(camera, action, authorization, minutes)})
         except Refusal as refusal:
             return _json(refusal.status, {"status": "refused", "reason": str(refusal)})
 
@@ -305,7 +307,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not live.allows(self.headers.get("Host", "")):
             self._send(FORBIDDEN)
         else:
-            self._send(live.perform(urllib.parse.urlsplit(self.path).path, self.headers.get("Authorization", "")))
+            asked = urllib.parse.urlsplit(self.path)
+            self._send(live.perform(asked.path, asked.query, self.headers.get("Authorization", "")))
 
     @property
     def _server(self) -> _Server:
@@ -363,6 +366,15 @@ def _number(query: str, name: str, default: int) -> int:
     """A number ≥ 0 of a query; the default for anything else."""
     asked = urllib.parse.parse_qs(query).get(name, [""])[-1]
     return int(asked) if asked.isascii() and asked.isdecimal() and len(asked) < 16 else default
+
+
+def _decimal(query: str, name: str) -> float | None:
+    """A number of a query; NaN for what is none, None where it is not there."""
+    asked = urllib.parse.parse_qs(query).get(name)
+    try:
+        return None if asked is None else float(asked[-1])
+    except ValueError:
+        return math.nan
 
 
 def _end(connection: socket.socket) -> None:

@@ -130,8 +130,8 @@ class StateStore:
             return True
         return False
 
-    def set_aside(self) -> list[Path]:
-        """Rename files that cannot be read, so that a camera can begin anew; where they are now.
+    def set_aside(self, suffix: str = ".damaged") -> list[Path]:
+        """Rename the camera's files, so that it can begin anew; where they are now.
 
         Raises:
             SinkError: the disk refuses.
@@ -139,7 +139,7 @@ class StateStore:
         moved = []
         for path in self.paths():
             if path.exists():
-                target = path.with_suffix(".damaged")
+                target = path.with_suffix(suffix)
                 try:
                     self._files.replace(path, target)
                 except OSError as error:
