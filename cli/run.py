@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections import Counter
@@ -166,7 +167,8 @@ def run(
     from mgg_edge.runtime.session_lanes import run_lanes
 
     if (config is None) == (not source):
-        raise UsageError(f"run: expected either --source or --config, found {'both' if source else 'neither'}")
+        set_by = " (MGG_EDGE_SOURCE is set)" if "MGG_EDGE_SOURCE" in os.environ else ""
+        raise UsageError(f"run: expected either --source or --config, found {'both' if source else 'neither'}{set_by}")
     console = log_to_terminal(as_json=log_format is LogFormat.JSON)
     lines = JsonLines(sys.stdout, top=top) if json else None
     common = CameraWords("", "", bundle, adapt.value, adapt_budget_ms, latest, strict, stall_timeout, max_reconnects)

@@ -268,3 +268,13 @@ def test_twenty_cameras_on_the_default_reader(file: Path, tmp_path: Path, capfd:
     states = [path.read_bytes() for path in sorted((tmp_path / "state").glob("*.0.mggstate"))]
     assert len(states) == 20 == len(set(states))
     assert all(part["adapt_steps"] >= 1 for part in summary["sources"].values())
+
+
+def test_a_source_of_the_environment_is_named(capfd: pytest.CaptureFixture[str], monkeypatch) -> None:
+    """Nobody sees it on the command line."""
+    monkeypatch.setenv("MGG_EDGE_SOURCE", "rtsp://user:secret@camera/1")
+    with pytest.raises(SystemExit):
+        main(["run", "--config", "x.toml"])
+    said = capfd.readouterr().err
+    assert "found both (MGG_EDGE_SOURCE is set)" in said
+    assert "secret" not in said
