@@ -33,7 +33,7 @@ from mgg_edge.learn.training.scene_map import (  # noqa: E402
     telling_directions,
 )
 from mgg_edge.learn.training.scene_statistics import measure_moments  # noqa: E402
-from mgg_edge.learn.training.stages import build_stages, clear_shift, draw_episode  # noqa: E402
+from mgg_edge.learn.training.stages import build_stages, clear_shift, draw_episode, recognised  # noqa: E402
 from mgg_edge.scenes.domains import Domain  # noqa: E402
 from mgg_edge.scenes.objects import (  # noqa: E402
     TEST,
@@ -156,13 +156,33 @@ class TestEpisodes:
         assert torch.allclose(source.std, stage.features[:40].std(0), atol=1e-5)
         assert bool((source.clean_discrepancy > 0).all())
 
+    def test_things_named_after_the_scene_behind_them_are_left_out(self, pictures):
+        """Dark things are named by themselves, the others by the brightness of the scene."""
+        scenes, things = load_scenes(pictures / "scenes", SIZE, SIZE)[:4], load_cut_outs(pictures / "things")
+        dark = {thing.name for thing in things if np.asarray(thing.image)[..., :3].max(-1).max() < 180}
+        placed = []
+
+        def frozen(frames):
+            order = [things[number % len(things)] for number in range(len(frames))]
+            placed.append(len(frames))
+            names = [1 if thing.name in dark else 2 + len(placed) for thing in order]
+            return 50 * torch.nn.functional.one_hot(torch.tensor(names), 10).float(), torch.zeros(len(frames), 4)
+
+        found = recognised(things, scenes, frozen, 0)
+        assert placed == [len(things)] * 4
+        assert dark
+        assert set(found) == dark
+        assert set(found.values()) == {1}
+
     def test_views_the_model_is_not_sure_of_are_left_out(self, pictures):
         scenes, things = load_scenes(pictures / "scenes", SIZE, SIZE), load_cut_outs(pictures / "things")
 
         def unsure(frames):
             return torch.zeros(len(frames), 10), torch.zeros(len(frames), 4)
 
-        with pytest.raises(UsageError, match="the model recognises at least 40 of 96 views, found none among 2"):
+        with pytest.raises(
+            UsageError, match="at least 8 that the model names alike before most scenes, found 0 of 100"
+        ):
             build_stages(scenes[:2], things, unsure, 96, 0)
 
 
@@ -290,7 +310,7 @@ class TestTraining:
         resumed = training("robust")
         assert [now.made for now in resumed.run(resume)] == [2]
         assert torch.equal(resumed.rule.robust, robust.rule.robust)
-        scene, things = load_scenes(pictures / "scenes", SIZE, SIZE)[:1], load_cut_outs(pictures / "things")
+        scene, things = load_scenes(pictures / "scenes", SIZE, SIZE)[:6], load_cut_outs(pictures / "things")
         rows = judge_rule(again.rule, again.learner, scene, things)
         assert rows[0].weather == "clear"
         assert rows[0].frozen == 1.0
@@ -299,10 +319,10 @@ class TestTraining:
     def test_the_strengths_of_layers_are_learned_resumed_and_judged(self, pictures, tmp_path):
         def training():
             parts = [
-                (load_scenes(pictures / "scenes", 32, 32, part)[:3], load_cut_outs(pictures / "things", part))
+                (load_scenes(pictures / "scenes", 32, 32, part)[:4], load_cut_outs(pictures / "things"))
                 for part in (TRAINING, VALIDATION)
             ]
-            return CameraTraining(sure_net(), *parts, CameraRecipe(strength_updates=4, score_every=2))
+            return CameraTraining(sure_net(), *parts, CameraRecipe("statistics+", strength_updates=4, score_every=2))
 
         first, resume = training(), tmp_path / "x.resume"
         steps = first.run(resume)
@@ -316,7 +336,7 @@ class TestTraining:
         assert [now.made for now in again.run(resume)] == [3, 4]
         assert not list(tmp_path.iterdir())
         rows = judge_rule(
-            again.rule, again.learner, load_scenes(pictures / "scenes", 32, 32)[:1], load_cut_outs(pictures / "things")
+            again.rule, again.learner, load_scenes(pictures / "scenes", 32, 32)[:6], load_cut_outs(pictures / "things")
         )
         assert (rows[0].weather, rows[0].frozen, rows[0].robust) == ("clear", 1.0, None)
         assert "adapted" in verdict(rows)
@@ -327,7 +347,7 @@ class TestTraining:
         zeros = torch.zeros(net.features, dtype=torch.float64)
         statistics = SourceStatistics(zeros, zeros + 1, 32, torch.ones(len(CLEAN_WINDOWS), dtype=torch.float64))
         learner = Learner(net, Objective(), statistics, torch.device("cpu"))
-        (scene,), things = load_scenes(pictures / "scenes", 32, 32)[:1], load_cut_outs(pictures / "things")
+        (scene,), things = load_scenes(pictures / "scenes", 32, 32)[:6], load_cut_outs(pictures / "things")
         frames = torch.from_numpy(np.stack([place(scene, thing, rng(0)) for thing in things[:48]]))
         found = measure_moments(learner, frames).pooled(np.arange(48))
         still = learner.constants | {STRENGTH: torch.zeros(())}
@@ -341,7 +361,7 @@ class TestTraining:
     def test_a_net_without_batch_normalisation_is_refused(self, pictures):
         scenes, things = load_scenes(pictures / "scenes", SIZE, SIZE), load_cut_outs(pictures / "things")
         with pytest.raises(UsageError, match="expected batch normalisation, found none in"):
-            CameraTraining(backbone(), (scenes, things), (scenes, things), CameraRecipe())
+            CameraTraining(backbone(), (scenes, things), (scenes, things), CameraRecipe("statistics+"))
 
     def test_the_command_trains_exports_and_says_whether_it_pays(self, pictures, tmp_path, capsys):
         from safetensors.torch import save_file

@@ -64,7 +64,7 @@ class CameraRecipe:
         UsageError: another rule.
     """
 
-    rule: str = "statistics+"
+    rule: str = "forward+"
     strength_updates: int = 300
     robust_updates: int = 500
     rounds: int = 2

@@ -1,13 +1,15 @@
 """What fixed cameras see while all is well: views of scenes with things before them, and what the frozen model says.
 
 A `Stage` is one camera: clean views of one scene, each with the class probabilities and the features that the frozen
-model gives it. Views that it is not sure of teach nothing and are left out. An `Episode` is what a rule is meta-trained
-on: the camera's clean statistics from some things, a window in a weather with other things, and yet others in the same
-weather to aim at.
+model gives it. Things that it names after the scene behind them, and views that it is not sure of, teach nothing and
+are left out. An `Episode` is what a rule is meta-trained on: the camera's clean statistics from some things, a window
+in a weather with other things, and yet others in the same weather to aim at.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,10 +23,20 @@ from mgg_edge.learn.rules.base import CLEAN_WINDOWS, SourceNumbers
 from mgg_edge.scenes.domains import Domain
 from mgg_edge.scenes.objects import CutOut, Scene, place
 
-__all__ = ["STATISTICS_BATCH", "Episode", "Moments", "Stage", "build_stages", "clear_shift", "draw_episode"]
+__all__ = [
+    "STATISTICS_BATCH",
+    "Episode",
+    "Moments",
+    "Stage",
+    "build_stages",
+    "clear_shift",
+    "draw_episode",
+    "recognised",
+]
 
 LEAST_SURE = 0.3  # largest probability of a view that is kept
-LEAST_VIEWS = 40
+LEAST_VIEWS, LEAST_THINGS = 40, 8
+TRIAL_SCENES, ALIKE = 6, 0.65  # scenes things are tried before, and the share of them that agree
 FEW_OBJECTS = 3  # things in view in the windows of a busy gate or an empty street
 VARIANCE_FLOOR = 1e-12
 CLEAN_DRAWS = 6  # windows the largest clean discrepancy is taken over
@@ -134,16 +146,26 @@ def build_stages(
         moments: statistics of single frames u8[n, H, W, 3], where a rule wants them.
 
     Raises:
-        UsageError: before no scene enough is recognised.
+        UsageError: few things are recognised, or before no scene enough.
     """
+    known = recognised(cut_outs, scenes, frozen, seed)
+    things = [thing for thing in cut_outs if thing.name in known]
+    if len(things) < LEAST_THINGS:
+        raise UsageError(
+            f"objects: expected at least {LEAST_THINGS} that the model names alike before most scenes, found "
+            f"{len(things)} of {len(cut_outs)}"
+        )
     found = []
     for number, scene in enumerate(scenes):
         rng = np.random.default_rng([seed, number])
-        objects = np.resize(rng.permutation(len(cut_outs)), views)
-        frames = np.stack([place(scene, cut_outs[int(index)], rng) for index in objects])
+        objects = np.resize(rng.permutation(len(things)), views)
+        frames = np.stack([place(scene, things[int(index)], rng) for index in objects])
         logits, features = (part.cpu() for part in frozen(torch.from_numpy(frames)))
         probabilities = logits.softmax(1)
-        sure = (probabilities.max(1).values >= LEAST_SURE).numpy()
+        named = np.array([known[things[int(index)].name] for index in objects])
+        sure = (
+            (probabilities.max(1).values >= LEAST_SURE) & (probabilities.argmax(1) == torch.from_numpy(named))
+        ).numpy()
         if sure.sum() >= LEAST_VIEWS and len(np.unique(objects[sure])) >= LEAST_VIEWS // 4:
             kept = torch.from_numpy(sure)
             own = None if moments is None else moments(torch.from_numpy(frames[sure]))
@@ -157,6 +179,25 @@ def build_stages(
             f"none among {len(scenes)}"
         )
     return found
+
+
+def recognised(things: Sequence[CutOut], scenes: Sequence[Scene], frozen: Frozen, seed: int) -> dict[str, int]:
+    """Classes, by name, of things that the model names alike and surely before most of some scenes.
+
+    The others are named after the scene behind them, and a rule that learned from them would learn to see that again.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = rng.choice(len(scenes), min(TRIAL_SCENES, len(scenes)), replace=False)
+    votes: list[Counter[int]] = [Counter() for _ in things]
+    for index in chosen:
+        frames = np.stack([place(scenes[int(index)], thing, rng) for thing in things])
+        sure, classes = frozen(torch.from_numpy(frames))[0].cpu().softmax(1).max(1)
+        for vote, label, probability in zip(votes, classes.tolist(), sure.tolist(), strict=True):
+            if probability >= LEAST_SURE:
+                vote[label] += 1
+    least = math.ceil(ALIKE * len(chosen))
+    best = [vote.most_common(1)[0] if vote else (-1, 0) for vote in votes]
+    return {thing.name: label for thing, (label, count) in zip(things, best, strict=True) if count >= least}
 
 
 def clear_shift(stage: Stage, window: int, rng: Rng, *, few: bool) -> Tensor:
