@@ -78,11 +78,11 @@ def try_export(name: str) -> dict[str, Any]:
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """The families that have norms, and what the others are."""
-    lines = ["| timm's family | model tried | norm parameters | |", "|---|---|---|---|"]
+    lines = ["| timm's family | model tried | |", "|---|---|---|"]
     for family, row in rows.items():
         if row["result"] != WITHOUT_NORMS:
             said = row["said"][:MOST_WORDS] if row["result"] == REFUSED else "exported"
-            lines.append(f"| {family} | {row['model']} | {row.get('facts', {}).get('norm_parameters', '')} | {said} |")
+            lines.append(f"| {family} | {row['model']} | {said} |")
     able = [row for row in rows.values() if row["result"] != WITHOUT_NORMS]
     exported = sum(row["result"] == EXPORTED for row in able)
     none = ", ".join(family for family, row in rows.items() if row["result"] == WITHOUT_NORMS) or "none"

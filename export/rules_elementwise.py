@@ -21,6 +21,8 @@ for _aten, _onnx in {
     "abs.default": "Abs",
     "erf.default": "Erf",
     "tanh.default": "Tanh",
+    "sin.default": "Sin",
+    "cos.default": "Cos",
     "sigmoid.default": "Sigmoid",
     "relu.default": "Relu",
     "sqrt.default": "Sqrt",
@@ -57,6 +59,18 @@ for _aten, _onnx in {"mul": "Mul", "div": "Div", "maximum": "Max", "minimum": "M
         return g.emit(operator, cast(g, a, out.dtype), cast(g, b, out.dtype))
 
     rule(f"{_aten}.Tensor", f"{_aten}.Scalar", f"{_aten}.default")(_binary)
+
+
+@rule("div.Tensor_mode", "div.Scalar_mode")
+def _divide_and_round(g: GraphBuilder, out: Tensor, a: Operand, b: Operand, rounding_mode: str | None = None) -> str:
+    if rounding_mode != "floor" or not out.dtype.is_floating_point:
+        raise UnsupportedError(f"division of {out.dtype} rounded by '{rounding_mode}' has no ONNX lowering")
+    return g.emit("Floor", g.emit("Div", cast(g, a, out.dtype), cast(g, b, out.dtype)))
+
+
+@rule("cumsum.default")
+def _running_sum(g: GraphBuilder, out: Tensor, x: Value, axis: int, dtype: torch.dtype | None = None) -> str:
+    return g.emit("CumSum", cast(g, x, out.dtype), g.constant(axis % len(out.shape), np.int64))
 
 
 @rule("add.Tensor", "add.Scalar")

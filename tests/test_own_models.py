@@ -132,3 +132,34 @@ def test_blocks_side_by_side_are_supported():
 def test_a_size_the_model_cannot_take_is_said():
     with pytest.raises(UsageError, match="cannot take images of"):
         Backbone.create("own_models:fixed_size", img_size=32)
+
+
+class Remembers(torch.nn.Module):
+    """Keeps what it has computed of a parameter for the next call, as attention of LeViT's kind does."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(3, 4, 3), torch.nn.GroupNorm(2, 4)
+        self.bias, self.attention_bias_cache = torch.nn.Parameter(torch.zeros(4)), {}
+
+    def forward(self, x):
+        if str(x.device) not in self.attention_bias_cache:
+            self.attention_bias_cache[str(x.device)] = 2 * self.bias
+        return self.norm(self.conv(x)).mean((2, 3)) + self.attention_bias_cache[str(x.device)]
+
+
+def test_nothing_is_kept_from_one_call_for_the_next():
+    backbone = Backbone.from_module(Remembers(), input_size=16)
+    frames, constants = synthetic_frames(2, 16, 16, 0), backbone.constants()
+    norms = backbone.split(backbone.theta())
+    before = backbone.forward(frames, norms, constants)[0]
+    other = constants | {"backbone.bias": constants["backbone.bias"] + 1}
+    torch.testing.assert_close(backbone.forward(frames, norms, other)[0], before + 2)
+
+
+@pytest.mark.parametrize("name", ["coat_tiny", "crossvit_tiny_240", "efficientvim_m1"])
+def test_families_whose_stages_give_several_tensors_are_read_at_their_norms(name):
+    backbone = Backbone.create(name, norm_statistics="source")
+    norms = {parameter.rpartition(".")[0] for parameter in backbone.norms.names}
+    assert {tap.name for tap in backbone.taps} <= norms
+    assert len(backbone.taps) >= 2

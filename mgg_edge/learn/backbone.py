@@ -32,7 +32,7 @@ from mgg_edge.learn.norm_statistics import (
     replace_batch_norms,
 )
 from mgg_edge.learn.taps import choose_taps, collected, observe_calls
-from mgg_edge.learn.wrappers import unwrapped
+from mgg_edge.learn.wrappers import forgetful, unwrapped
 from mgg_edge.manifest import OUTPUTS, PreprocessInfo
 from mgg_edge.norms import NormLayout, NormParameter
 
@@ -96,6 +96,7 @@ class Backbone:
     ) -> None:
         self.name, self.preprocess, self.outputs = name, check_scaling(preprocess), outputs
         model = unwrapped(model)
+        forgetful(model)
         self.model = model.eval().requires_grad_(False)
         for module in model.modules():
             if hasattr(module, "fused_attn"):

@@ -6,7 +6,8 @@ z(x) is the concatenation of the taps' outputs, each pooled to one vector an ima
                 each block is read after the next norm (arXiv 2412.16901, section 4, and its released code)
     stages      other timm models: what timm itself lists as the model's features (`feature_info`)
     children    torchvision: the children of `features`, `encoder.layers` or `trunk_output`, or `layer1` … `layer4`
-    norms       anybody's own model: its normalisation layers that run once, at most 16, spread evenly up to the last
+    norms       anybody's own model, and families whose stages give several tensors: its normalisation layers that run
+                once, at most 16, spread evenly up to the last
 
 and how the output of one is pooled:
 
@@ -131,7 +132,7 @@ def choose_taps(model: nn.Module, calls: Calls, pattern: str | None) -> tuple[Ta
     names = _matching(calls, pattern) if pattern is not None else _default_names(model, calls)
     for name in names:
         found = calls.shapes.get(name, [])
-        if len(found) != 1 or not 2 <= len(found[0]) <= 4:
+        if not _one_output(calls, name):
             raise UsageError(
                 f"taps: '{name}' expected one output of rank 2 to 4, found {found}; name others with --taps"
             )
@@ -168,7 +169,19 @@ def _matching(calls: Calls, pattern: str) -> list[str]:
     return names
 
 
+def _one_output(calls: Calls, name: str) -> bool:
+    """Whether a module ran once and returned one tensor that can be pooled."""
+    found = calls.shapes.get(name, [])
+    return len(found) == 1 and 2 <= len(found[0]) <= 4
+
+
 def _default_names(model: nn.Module, calls: Calls) -> list[str]:
+    names = _family_names(model)
+    # What a family lists may be called several times, or return several tensors: then its norms are read.
+    return names if names and all(_one_output(calls, name) for name in names) else _norm_names(model, calls)
+
+
+def _family_names(model: nn.Module) -> list[str]:
     if names := _prenorm_names(model):
         return names
     information: Any = getattr(model, "feature_info", None)
@@ -178,8 +191,10 @@ def _default_names(model: nn.Module, calls: Calls) -> list[str]:
     for parent in _CHILDREN_OF:
         if parent in modules:
             return [f"{parent}.{name}" for name, _ in modules[parent].named_children()]
-    if layers := [name for name, _ in model.named_children() if re.fullmatch(r"layer\d", name)]:
-        return layers
+    return [name for name, _ in model.named_children() if re.fullmatch(r"layer\d", name)]
+
+
+def _norm_names(model: nn.Module, calls: Calls) -> list[str]:
     norms = {name.rpartition(".")[0] for name in discover_norms(model).names}
     once = [name for name, found in calls.shapes.items() if name in norms and len(found) == 1 and len(found[0]) >= 2]
     if not once:

@@ -1,10 +1,14 @@
-"""What training wraps around a module, taken off again."""
+"""What training wraps around a module, taken off again, and what a module keeps between calls."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
-__all__ = ["unwrapped"]
+__all__ = ["forgetful", "unwrapped"]
+
+BIAS_CACHE = "attention_bias_cache"
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -18,6 +22,23 @@ def unwrapped(module: nn.Module) -> nn.Module:
         if (plain := unwrapped(child)) is not child:
             setattr(module, name, plain)
     return module
+
+
+def forgetful(model: nn.Module) -> None:
+    """Let no module keep tensors from one call for the next, as timm's attention does with its biases.
+
+    What was computed in one call belongs to that call: to other numbers, another device, another trace.
+    """
+    for module in model.modules():
+        if isinstance(getattr(module, BIAS_CACHE, None), dict):
+            setattr(module, BIAS_CACHE, _Forgetful())
+
+
+class _Forgetful(dict[Any, Any]):
+    """Holds what was put in last, and never says so."""
+
+    def __contains__(self, _key: object) -> bool:
+        return False
 
 
 def _inner(module: nn.Module) -> nn.Module | None:
