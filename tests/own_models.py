@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from mgg_edge.learn import Backbone
+from mgg_edge.learn.images import synthetic_frames
+
 
 class Net(nn.Module):
     """Convolutions with two kinds of norm; says how its pictures are prepared."""
@@ -190,3 +193,18 @@ def attends_masked():
 
 def attends_plain():
     return Attending("plain")
+
+
+def moving_net(norm_statistics: str, size: int = 32) -> Backbone:
+    """A small net with batch normalisation whose source statistics are those of synthetic pictures."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
+    )  # fmt: skip
+    with torch.no_grad():
+        for _ in range(40):
+            model((synthetic_frames(16, size, size, 5).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25)
+    scaling = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+    return Backbone.from_module(model, input_size=size, norm_statistics=norm_statistics, **scaling)

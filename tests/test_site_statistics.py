@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="the export half needs the export ex
 
 from mgg_edge.errors import UsageError  # noqa: E402
 from mgg_edge.export import ExportRequest, Origins, compose, export_bundle  # noqa: E402
-from mgg_edge.learn import AdaptStep, Backbone, Objective, backbone, measure_statistics  # noqa: E402
+from mgg_edge.learn import AdaptStep, Objective, backbone, measure_statistics  # noqa: E402
 from mgg_edge.learn.images import synthetic_frames  # noqa: E402
 from mgg_edge.learn.norm_statistics import Reference, StatisticsNorm  # noqa: E402
 from mgg_edge.learn.rules.statistics import Statistics  # noqa: E402
@@ -20,30 +20,16 @@ from mgg_edge.runtime.adaptation import site_statistics  # noqa: E402
 from mgg_edge.runtime.adaptation.site_statistics import CLEAN, MOVING, with_clean_statistics, with_site_statistics  # noqa: E402
 from mgg_edge.runtime.bundle.bundle import Bundle  # noqa: E402
 from mgg_edge.state import AdaptState  # noqa: E402
+from own_models import moving_net  # noqa: E402
 
 pytestmark = pytest.mark.torch
 SIZE, BATCH = 32, 8
 LABELS = [f"class {index}" for index in range(10)]
 
 
-def net(norm_statistics="mix:0.3"):
-    """A small net whose source statistics are those of synthetic pictures."""
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
-        torch.nn.Conv2d(8, 16, 3, 2, 1), torch.nn.BatchNorm2d(16), torch.nn.ReLU(),
-        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 10),
-    )  # fmt: skip
-    with torch.no_grad():
-        for _ in range(40):
-            model((synthetic_frames(16, SIZE, SIZE, 5).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25)
-    scaling = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
-    return Backbone.from_module(model, input_size=SIZE, norm_statistics=norm_statistics, **scaling)
-
-
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    path, made = tmp_path_factory.mktemp("statistics") / "x.mgg", net()
+    path, made = tmp_path_factory.mktemp("statistics") / "x.mgg", moving_net("mix:0.3")
     statistics = measure_statistics(made, synthetic_frames(64, SIZE, SIZE, 3).split(8))
     step = AdaptStep(made, Objective(), Statistics(), statistics, 1.0)
     origins = Origins("own", "", "synthetic")
@@ -88,7 +74,7 @@ def test_alignment_is_the_documented_formula():
 
 
 def test_the_rule_moves_statistics_and_nothing_else():
-    made = net()
+    made = moving_net("mix:0.3")
     statistics = measure_statistics(made, synthetic_frames(64, SIZE, SIZE, 3).split(8))
     step = AdaptStep(made, Objective(), Statistics(), statistics, 1.0)
     state = step.initial_state()
@@ -107,7 +93,7 @@ def test_a_model_without_moving_statistics_is_refused():
 
 def statistics_under_source(pictures):
     """Mean and variance of what enters each norm, the source's statistics in all of them: packed as the state is."""
-    made, seen = net(), {}
+    made, seen = moving_net("mix:0.3"), {}
     for name, module in made.model.named_modules():
         if isinstance(module, StatisticsNorm):
             module.register_forward_pre_hook(lambda _, given, name=name: seen.setdefault(name, given[0]))

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="the export half needs the export ex
 
 from mgg_edge.errors import UsageError, WeightsError  # noqa: E402
 from mgg_edge.export import ExportRequest, Origins, compose, export_bundle  # noqa: E402
-from mgg_edge.learn import AdaptStep, Backbone, Objective, measure_statistics  # noqa: E402
+from mgg_edge.learn import AdaptStep, Objective, measure_statistics  # noqa: E402
 from mgg_edge.learn.backbone import CLEAN, NORM_STATISTICS, SOURCE  # noqa: E402
 from mgg_edge.learn.images import synthetic_frames  # noqa: E402
 from mgg_edge.learn.rules.files import load_rule, save_rule  # noqa: E402
@@ -19,30 +19,16 @@ from mgg_edge.learn.rules.statistics_plus import WEIGHT, StatisticsPlus  # noqa:
 from mgg_edge.runtime import Adapter, open_engine  # noqa: E402
 from mgg_edge.runtime.adaptation.site_statistics import with_site_statistics  # noqa: E402
 from mgg_edge.runtime.bundle.bundle import Bundle  # noqa: E402
+from own_models import moving_net  # noqa: E402
 
 pytestmark = pytest.mark.torch
 SIZE, BATCH = 32, 8
 LABELS = [f"class {index}" for index in range(10)]
 
 
-def net() -> Backbone:
-    """Two convolutions with batch normalisation, whose source statistics are those of synthetic pictures."""
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
-        torch.nn.Conv2d(8, 16, 3, 2, 1), torch.nn.BatchNorm2d(16), torch.nn.ReLU(),
-        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 10),
-    )  # fmt: skip
-    with torch.no_grad():
-        for _ in range(40):
-            model((synthetic_frames(16, SIZE, SIZE, 5).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25)
-    scaling = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
-    return Backbone.from_module(model, input_size=SIZE, norm_statistics=f"mix:{WEIGHT}", **scaling)
-
-
 def a_step(gate_at: float = -100.0) -> AdaptStep:
     """With learned-looking numbers and a gate that opens from this log d on."""
-    made = net()
+    made = moving_net(f"mix:{WEIGHT}")
     assert made.statistics is not None
     rule = StatisticsPlus(made.norms.size, made.features, made.statistics.size, rank=2)
     generator = torch.Generator().manual_seed(1)
