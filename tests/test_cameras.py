@@ -347,7 +347,7 @@ class TestTraining:
         zeros = torch.zeros(net.features, dtype=torch.float64)
         statistics = SourceStatistics(zeros, zeros + 1, 32, torch.ones(len(CLEAN_WINDOWS), dtype=torch.float64))
         learner = Learner(net, Objective(), statistics, torch.device("cpu"))
-        (scene,), things = load_scenes(pictures / "scenes", 32, 32)[:6], load_cut_outs(pictures / "things")
+        (scene,), things = load_scenes(pictures / "scenes", 32, 32)[:1], load_cut_outs(pictures / "things")
         frames = torch.from_numpy(np.stack([place(scene, thing, rng(0)) for thing in things[:48]]))
         found = measure_moments(learner, frames).pooled(np.arange(48))
         still = learner.constants | {STRENGTH: torch.zeros(())}
