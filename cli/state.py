@@ -112,13 +112,9 @@ def restore(
 ) -> None:
     """Let a camera go on from a state that was kept."""
     from mgg_edge.runtime.store.state_file import StateStore
-    from mgg_edge.runtime.store.state_file_format import decode_state
 
     _cameras(directory, None)
-    try:
-        saved = decode_state(kept.read_bytes(), str(kept))
-    except OSError as error:
-        raise UsageError(f"{kept}: cannot be read: {error.strerror or error}") from error
+    saved = _saved(kept)
     store = StateStore(directory, camera, saved.checkpoint.bundle_id)
     with store.locked():
         store.save(saved.checkpoint)
@@ -187,17 +183,23 @@ def _read(path: Path) -> tuple[str, AdaptState]:
     """Bundle id and state of a state file or of a bundle's source model."""
     from mgg_edge.runtime.bundle.bundle import Bundle
     from mgg_edge.runtime.store.state_file import SUFFIX
-    from mgg_edge.runtime.store.state_file_format import decode_state
 
     if path.suffix != SUFFIX:
         bundle = Bundle.load(path)
         return bundle.id, bundle.initial_state
+    checkpoint = _saved(path).checkpoint
+    return checkpoint.bundle_id, checkpoint.state
+
+
+def _saved(path: Path) -> SavedState:
+    """What a state file holds."""
+    from mgg_edge.runtime.store.state_file_format import decode_state
+
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
-    checkpoint = decode_state(data, str(path)).checkpoint
-    return checkpoint.bundle_id, checkpoint.state
+    return decode_state(data, str(path))
 
 
 def _number(value: float | None) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -126,7 +126,10 @@ class RobustTrainer:
         return agreement(self.learner, [(Adapted(theta), episode) for episode in episodes])
 
 
-class SceneTrainer:
+RuleT = TypeVar("RuleT", bound=SceneRule)
+
+
+class SceneTrainer(Generic[RuleT]):
     """What all rules of cameras share: episodes, the gate that is measured, the score.
 
     Args:
@@ -136,12 +139,12 @@ class SceneTrainer:
         recipe: how to train.
     """
 
-    def __init__(self, rule: SceneRule, learner: Learner, stages: Sequence[Stage], recipe: SceneRecipe) -> None:
-        self.scene_rule, self.learner, self.stages, self.recipe = rule, learner, stages, recipe
+    def __init__(self, rule: RuleT, learner: Learner, stages: Sequence[Stage], recipe: SceneRecipe) -> None:
+        self.rule, self.learner, self.stages, self.recipe = rule, learner, stages, recipe
 
     def prepare(self, rng: np.random.Generator) -> None:
         """Set Q and the thresholds by what weather does to the statistics and what passing things do."""
-        rule = self.scene_rule
+        rule = self.rule
         weathered = torch.cat([self._shift(self._draw(rng, SCALE_WINDOW)) for _ in range(SCALE_EPISODES)])
         clear = self._clear_shifts(rng, SCALE_WINDOW)
         with torch.no_grad():
@@ -155,7 +158,7 @@ class SceneTrainer:
 
     def score(self, episodes: Sequence[Episode]) -> float:
         """Agreement of the aim with the frozen model's clear view, over fixed episodes."""
-        return agreement(self.learner, [(adapted(self.scene_rule, self.learner, one), one) for one in episodes])
+        return agreement(self.learner, [(adapted(self.rule, self.learner, one), one) for one in episodes])
 
     def _weather(self, rng: np.random.Generator) -> Domain:
         return draw_domain(rng, 0.0)
@@ -166,7 +169,7 @@ class SceneTrainer:
         return draw_episode(stage, self._weather(rng), self.learner.source.theta, window, self.recipe.aim, rng, few=few)
 
     def _shift(self, episode: Episode) -> Tensor:
-        return observe(self.scene_rule, self.learner, episode)[0].shift.cpu()
+        return observe(self.rule, self.learner, episode)[0].shift.cpu()
 
     def _clear_shifts(self, rng: np.random.Generator, window: int) -> Tensor:
         """Z f[n, 2D] of cameras in clear weather, half of them with few things in view; nothing is computed anew."""
@@ -176,7 +179,7 @@ class SceneTrainer:
         )
 
 
-class SceneMapTrainer(SceneTrainer):
+class SceneMapTrainer(SceneTrainer[ForwardPlus]):
     """P from the gradients of many episodes at once, δ a little further by their mean.
 
     Updates one episode at a time were tried and lose to chance: what one weather asks of 42,000 scalars is mostly
@@ -190,10 +193,6 @@ class SceneMapTrainer(SceneTrainer):
         stages: the cameras.
         recipe: how to train.
     """
-
-    def __init__(self, rule: ForwardPlus, learner: Learner, stages: Sequence[Stage], recipe: SceneRecipe) -> None:
-        super().__init__(rule, learner, stages, recipe)
-        self.rule = rule
 
     def prepare(self, rng: np.random.Generator) -> None:
         """Measure the gate; begin without a bend."""
@@ -330,10 +329,9 @@ def adapted(rule: SceneRule, learner: Learner, episode: Episode) -> Adapted:
 def moved_by(rule: StatisticsPlus, learner: Learner, episode: Episode) -> Tensor:
     """Statistics f[M] after the window's batches, as steps on the device move them; without gradients."""
     backbone, found, constants = learner.backbone, clean_statistics(episode), constants_of(learner, episode)
-    norms = backbone.split(episode.source.theta)
+    norms, strength = backbone.split(episode.source.theta), rule.strength.detach()
     with torch.no_grad():
         for part in episode.window.to(learner.device).split(STATISTICS_BATCH):
-            strength = rule.strength.detach()
             found = backbone.forward_moving(part, norms, constants, found, strength=strength).moved[NORM_STATISTICS]
     return found
 

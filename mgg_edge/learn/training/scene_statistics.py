@@ -30,7 +30,7 @@ FIRST_STRENGTH = 0.6  # of the first layer at the start, falling to none at the 
 SINGLE_SHARE = 0.6  # of weathers that are one operation alone
 
 
-class StrengthTrainer(SceneTrainer):
+class StrengthTrainer(SceneTrainer[StatisticsPlus]):
     """Gradients of the loss on the strengths, the gate open.
 
     Args:
@@ -44,7 +44,6 @@ class StrengthTrainer(SceneTrainer):
 
     def __init__(self, rule: StatisticsPlus, learner: Learner, stages: Sequence[Stage], recipe: SceneRecipe) -> None:
         super().__init__(rule, learner, stages, recipe)
-        self.rule = rule
         self._windows = [window for window in recipe.windows if window >= STATISTICS_BATCH]
         for parameter in (rule.read, rule.log_threshold, rule.log_slope):
             parameter.requires_grad_(False)  # measured
