@@ -15,6 +15,7 @@ from mgg_edge.errors import UsageError  # noqa: E402
 from mgg_edge.export import Origins, export_bundle  # noqa: E402
 from mgg_edge.learn import Adam, AdaptStep, Backbone, Objective, measure_statistics  # noqa: E402
 from mgg_edge.learn.images import synthetic_frames  # noqa: E402
+from mgg_edge.learn.wrappers import every_place  # noqa: E402
 from mgg_edge.runtime import Adapter  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -155,6 +156,54 @@ def test_nothing_is_kept_from_one_call_for_the_next():
     before = backbone.forward(frames, norms, constants)[0]
     other = constants | {"backbone.bias": constants["backbone.bias"] + 1}
     torch.testing.assert_close(backbone.forward(frames, norms, other)[0], before + 2)
+
+
+class Settles(torch.nn.Module):
+    """Fills a buffer that is not kept with the weights in its first call for a size, as ConViT's positions are."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(3, 4, 3), torch.nn.GroupNorm(2, 4)
+        self.register_buffer("places", torch.zeros(1), persistent=False)
+
+    def forward(self, x):
+        if len(self.places) != x.shape[-1] - 2:
+            self.places = torch.arange(x.shape[-1] - 2.0, device=self.places.device)
+        return (self.norm(self.conv(x)) * self.places).mean((2, 3))
+
+
+def test_a_buffer_may_be_computed_once_for_a_size():
+    backbone = Backbone.from_module(Settles(), input_size=16)
+    assert torch.equal(backbone.constants()["backbone.places"], torch.arange(14.0))
+
+
+class UsedTwice(torch.nn.Module):
+    """One module under three names, and one parameter in two modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.other = torch.nn.Conv2d(3, 4, 3), torch.nn.GroupNorm(2, 4), torch.nn.Linear(4, 4)
+        self.one = self.two = self.three = torch.nn.Linear(4, 4)
+        self.other.weight = self.one.weight
+
+    def forward(self, x):
+        pooled = self.norm(self.conv(x)).mean((2, 3))
+        return self.one(pooled) + self.two(pooled) + self.three(pooled) + self.other(pooled)
+
+
+def test_a_module_may_be_used_under_several_names():
+    module = UsedTwice()
+    frames = synthetic_frames(2, 16, 16, 0)
+    backbone = Backbone.from_module(module, input_size=16, mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert not any(parameter.is_meta for parameter in module.parameters())
+    constants, norms = backbone.constants(), backbone.split(backbone.theta())
+    expected = module(frames.permute(0, 3, 1, 2) / 255)
+    torch.testing.assert_close(backbone.forward(frames, norms, constants)[0], expected)
+    nothing = {name: torch.zeros_like(value) for name, value in constants.items() if name.startswith("backbone.o")}
+    assert set(nothing) == {"backbone.other.weight", "backbone.other.bias", "backbone.one.bias"}
+    assert not backbone.forward(frames, norms, constants | nothing)[0].any()
+    with pytest.raises(KeyError, match="nowhere"):
+        every_place(module, {"nowhere": torch.zeros(1)})
 
 
 @pytest.mark.parametrize("name", ["coat_tiny", "crossvit_tiny_240", "efficientvim_m1"])

@@ -32,7 +32,7 @@ from mgg_edge.learn.norm_statistics import (
     replace_batch_norms,
 )
 from mgg_edge.learn.taps import choose_taps, collected, observe_calls
-from mgg_edge.learn.wrappers import forgetful, unwrapped
+from mgg_edge.learn.wrappers import every_place, forgetful, unwrapped
 from mgg_edge.manifest import OUTPUTS, PreprocessInfo
 from mgg_edge.norms import NormLayout, NormParameter
 
@@ -315,7 +315,8 @@ class Backbone:
         self._moved.weight, self._moved.tensors = weight, {}
         try:
             with collected(self.model, self.taps) as pooled:
-                raw = functional_call(self.model, {**tensors, **norms}, (inputs,), strict=True)
+                given = every_place(self.model, {**tensors, **norms})
+                raw = functional_call(self.model, given, (inputs,), tie_weights=False)
             logits = as_logits(raw, self.outputs)
             moved = {**tensors, **self._moved.tensors}  # a layer that did not run moves nothing
         finally:

@@ -33,6 +33,7 @@ from torch.func import functional_call
 
 from mgg_edge.errors import UnsupportedError, UsageError
 from mgg_edge.learn.norm_layers import discover_norms
+from mgg_edge.learn.wrappers import every_place
 from mgg_edge.manifest import TapInfo
 
 __all__ = ["Calls", "choose_taps", "collected", "observe_calls"]
@@ -66,8 +67,25 @@ def observe_calls(model: nn.Module, height: int, width: int) -> Calls:
 
     Raises:
         UsageError: the model cannot take images of that size.
-        UnsupportedError: it does not return one tensor.
+        UnsupportedError: it does not return one tensor, or remembers something from call to call.
     """
+    calls, changed = _observe(model, height, width)
+    if changed and not set(changed) & set(model.state_dict()):
+        # What is not kept with the weights may be computed by the first call for pictures of this size, once.
+        with torch.no_grad():
+            model(torch.zeros(1, 3, height, width, device=next(model.parameters()).device))
+        calls, changed = _observe(model, height, width)
+    if changed:
+        owner = type(model.get_submodule(changed[0].rpartition(".")[0])).__name__
+        raise UnsupportedError(
+            f"backbone: {owner} changes its buffer '{changed[0]}' in forward, which a graph cannot remember: compute "
+            "without it in evaluation mode"
+        )
+    return calls
+
+
+def _observe(model: nn.Module, height: int, width: int) -> tuple[Calls, list[str]]:
+    """One run without numbers, and the buffers that it changed."""
     shapes: dict[str, list[tuple[int, ...]]] = {}
     running: list[str] = []
 
@@ -83,12 +101,12 @@ def observe_calls(model: nn.Module, height: int, width: int) -> Calls:
         return hook
 
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    unreal = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    unreal = every_place(model, {name: tensor.to("meta") for name, tensor in tensors.items()})
     before = {name: _identity(tensor) for name, tensor in unreal.items()}
     handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
     handles += [module.register_forward_pre_hook(enter(name)) for name, module in model.named_modules() if name]
     try:
-        output = functional_call(model, unreal, (torch.empty(1, 3, height, width, device="meta"),))
+        output = functional_call(model, unreal, (torch.empty(1, 3, height, width, device="meta"),), tie_weights=False)
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         where = f"{type(model).__name__}, in '{running[-1]}'" if running else type(model).__name__
@@ -101,15 +119,10 @@ def observe_calls(model: nn.Module, height: int, width: int) -> Calls:
     finally:
         for handle in handles:
             handle.remove()
-    if changed := [name for name, tensor in unreal.items() if _identity(tensor) != before[name]]:
-        owner = type(model.get_submodule(changed[0].rpartition(".")[0])).__name__
-        raise UnsupportedError(
-            f"backbone: {owner} changes its buffer '{changed[0]}' in forward, which a graph cannot remember: compute "
-            "without it in evaluation mode"
-        )
     if not isinstance(output, Tensor):
         raise UnsupportedError(f"backbone: {type(model).__name__} returns {type(output).__name__}; expected logits")
-    return Calls(shapes, tuple(output.shape))
+    changed = [name for name, tensor in unreal.items() if _identity(tensor) != before[name]]
+    return Calls(shapes, tuple(output.shape)), changed
 
 
 def _identity(tensor: Tensor) -> tuple[int, int]:

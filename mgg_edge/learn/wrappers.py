@@ -1,12 +1,13 @@
-"""What training wraps around a module, taken off again, and what a module keeps between calls."""
+"""What training wraps around a module, what a module keeps between calls, and where its tensors are."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["forgetful", "unwrapped"]
+__all__ = ["every_place", "forgetful", "unwrapped"]
 
 BIAS_CACHE = "attention_bias_cache"
 
@@ -39,6 +40,29 @@ class _Forgetful(dict[Any, Any]):
 
     def __contains__(self, _key: object) -> bool:
         return False
+
+
+def every_place(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `functional_call` puts where: tensors by the name of each place they belong in, each place once.
+
+    A parameter may be in several modules, and a module in several others. PyTorch's own untying names a place by every
+    way that leads to it, and afterwards puts back what it has itself put there.
+
+    Args:
+        model: the module.
+        tensors: one for each parameter and buffer, by any of its names.
+
+    Raises:
+        KeyError: one is missing, or belongs nowhere.
+    """
+    own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    values = {id(own[name]): value for name, value in tensors.items()}
+    return {
+        f"{name}.{key}" if name else key: values[id(tensor)]
+        for name, module in model.named_modules()
+        for part in (module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+        for key, tensor in part
+    }
 
 
 def _inner(module: nn.Module) -> nn.Module | None:
