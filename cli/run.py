@@ -130,6 +130,18 @@ def run(
         Path | None,
         typer.Option(help="Write a record (.mggrun) that 'mgg-edge replay' can check.", show_default=False),
     ] = None,
+    record_frames: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Beside the record keep the pictures that steps learned from, and those around changes, so that a "
+            "camera's run can be replayed.",
+            show_default=False,
+        ),
+    ] = None,
+    record_frames_mb: Annotated[
+        int, typer.Option(min=10, help="Room for --record-frames, megabytes a camera; the oldest pictures go.")
+    ] = 500,
     latest: Annotated[
         bool | None,
         typer.Option(
@@ -180,7 +192,7 @@ def run(
         default = None if all(one.bundle for one in words) else default_bundle()
         told = Events.open(events or (), EventSettings(event_threshold, event_frames), stack)
         several = len(words) > 1 or config is not None
-        targets = Targets(lines, save, csv, record, state, several, save_every, told)
+        targets = Targets(lines, save, csv, record, record_frames, record_frames_mb, state, several, save_every, told)
         sources = open_sources(words)
         with Stages(console) as stages:
             models = Models(EngineChoice(engine.value, threads, stages), default)

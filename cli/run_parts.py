@@ -167,6 +167,8 @@ class Targets:
         lines: JSON lines of all cameras.
         save, csv, record: files, or None.
         state: directory, or None.
+        record_frames: directory of pictures beside the record, or None.
+        record_frames_mb: megabytes that those of a camera may take.
         several: whether files are named by camera.
         events: where events go, and when a label counts.
         save_every_s: seconds between two saves of a state that changes.
@@ -176,6 +178,8 @@ class Targets:
     save: Path | None
     csv: Path | None
     record: Path | None
+    record_frames: Path | None
+    record_frames_mb: int
     state: Path | None
     several: bool
     save_every_s: float
@@ -234,7 +238,10 @@ class Camera:
                 stack.callback(table.abort)
                 self._sinks.append(table)
             record = targets.record and targets.path(targets.record, words.name, source, "--record")
-            self._recorder = open_record(record, stack)
+            pictures = targets.record_frames
+            if pictures is not None and targets.several:
+                pictures = pictures / file_name(words.name)
+            self._recorder = open_record(record, pictures, targets.record_frames_mb, stack, live=source.live)
             self._stack = stack.pop_all()
 
     @property

@@ -6,9 +6,11 @@ import contextlib
 import importlib.metadata
 from pathlib import Path
 
+from mgg_edge.errors import UsageError
 from mgg_edge.runtime.adaptation.adapter import Adapter
 from mgg_edge.runtime.sources.source import FrameSource
 from mgg_edge.runtime.store.record import RunRecorder
+from mgg_edge.runtime.store.record_pictures import PictureKeeper
 from mgg_edge.runtime.store.state_file import StateStore, file_name
 from mgg_edge.runtime.store.state_file_keeper import StateKeeper
 
@@ -30,15 +32,28 @@ def keep_state(
     return stack.enter_context(StateKeeper(adapter, store, every_s))
 
 
-def open_record(path: Path | None, stack: contextlib.ExitStack) -> RunRecorder | None:
+def open_record(
+    path: Path | None, pictures: Path | None, pictures_mb: int, stack: contextlib.ExitStack, *, live: bool
+) -> RunRecorder | None:
     """A recorder; none without a path.
 
+    Args:
+        path: of the record.
+        pictures: directory that some of the pictures are kept in, or None.
+        pictures_mb: megabytes that they may take.
+        stack: closes it.
+        live: whether frames do not wait for pictures to be written.
+
     Raises:
-        SinkError: the file cannot be created.
+        UsageError: the directory holds something else, or there is no record to keep pictures for.
+        SinkError: the file or the directory cannot be created.
     """
     if path is None:
+        if pictures is not None:
+            raise UsageError("record-frames: expected with --record FILE, found no record to keep pictures for")
         return None
-    recorder = RunRecorder(path)
+    keeper = None if pictures is None else PictureKeeper(pictures, pictures_mb * 1_000_000, wait=not live)
+    recorder = RunRecorder(path, keeper)
     stack.callback(recorder.close)
     return recorder
 

@@ -44,6 +44,7 @@ class Checkpoint:
         drift_frames: frames in it.
         classes: predicted lately.
         counters: of the run that made it, for people.
+        version: swaps of θ before it in the run that made it; a file does not keep it.
     """
 
     bundle_id: str
@@ -59,6 +60,7 @@ class Checkpoint:
     drift_frames: int
     classes: tuple[int, ...]
     counters: Mapping[str, Any]
+    version: int = 0
 
     @classmethod
     def of(cls, bundle_id: str, published: Published, watch: Watch) -> Self:
@@ -78,6 +80,7 @@ class Checkpoint:
             drift_frames=0 if meter is None else meter.frames,
             classes=watch.window.classes,
             counters=watch.counters.to_dict(),
+            version=published.version,
         )
 
     def check(self, bundle_id: str, specs: Sequence[TensorSpec]) -> None:

@@ -63,7 +63,7 @@ class Event:
             `freeze`, `resume` or `reset`.
         version: of what is published afterwards.
         state: what is published afterwards.
-        frames: indices of the frames learned from; empty where none were.
+        batch: the frames learned from; None where none were.
         candidate: the state a step proposed.
         reason: of a refusal, rollback or drop.
         diagnostics: of a step.
@@ -72,7 +72,12 @@ class Event:
     kind: str
     version: int
     state: AdaptState
-    frames: tuple[int, ...] = ()
+    batch: Batch | None = None
     candidate: AdaptState | None = None
     reason: str = ""
     diagnostics: Diagnostics | None = None
+
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """Indices of the frames learned from; empty where none were."""
+        return () if self.batch is None else self.batch.indices

@@ -344,7 +344,7 @@ class Learner:
                 kind=kind,
                 version=published.version,
                 state=published.state,
-                frames=() if batch is None else batch.indices,
+                batch=batch,
                 candidate=None if attempt is None else attempt.candidate,
                 reason=str(reason),
                 diagnostics=None if attempt is None else attempt.diagnostics,

@@ -37,6 +37,7 @@ from mgg_edge.files import output_target
 from mgg_edge.runtime.adaptation.adapter import Adapter
 from mgg_edge.runtime.adaptation.adapter_events import Event, Published
 from mgg_edge.runtime.adaptation.gate import Observation
+from mgg_edge.runtime.store.record_pictures import PictureKeeper
 from mgg_edge.runtime.store.state_file_format import SavedState, encode_state
 
 __all__ = ["FORMAT", "RunRecorder", "compact_json", "short_hash"]
@@ -58,6 +59,7 @@ class RunRecorder:
 
     Args:
         path: the file to write, replaced if it exists.
+        pictures: keeps some of the pictures beside it; closed with this.
 
     Attributes:
         failure: why recording ended before its time, or None.
@@ -67,8 +69,8 @@ class RunRecorder:
         SinkError: the file cannot be created.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], pictures: PictureKeeper | None = None) -> None:
+        self.path, self._pictures = Path(path), pictures
         self.failure: OSError | None = None
         self._hasher, self._lines = hashlib.sha256(), 0
         self._lock, self._begun = threading.Lock(), False
@@ -105,6 +107,8 @@ class RunRecorder:
         with self._lock:
             self._begun = True
             self._write(header)
+        if self._pictures is not None:
+            self._pictures.begin(adapter)
 
     def frame(self, seen: Observation, published: Published, refusal: str | None, /) -> None:
         """Note an inferred frame."""
@@ -119,6 +123,8 @@ class RunRecorder:
         }
         with self._lock:
             self._write(_plain(line))
+        if self._pictures is not None:
+            self._pictures.frame(seen)
 
     def event(self, event: Event, /) -> None:
         """Note a decision about θ."""
@@ -135,9 +141,13 @@ class RunRecorder:
             self._last_state = event.state.digest()
             self._write(_plain(line))
             self._flush()
+        if self._pictures is not None:
+            self._pictures.event(event)
 
     def close(self) -> None:
         """Write the last line; safe to call twice."""
+        if self._pictures is not None:
+            self._pictures.close()
         with self._lock:
             if self._begun:
                 self._write({"end": {"lines": self._lines, "state": self._last_state}}, last=True)

@@ -20,6 +20,7 @@ from mgg_edge.runtime.engines.engine import Diagnostics, Engine, Inference
 from mgg_edge.runtime.preprocess import Picture, fit
 from mgg_edge.runtime.store.record import short_hash
 from mgg_edge.runtime.store.record_file import EventLine, FrameLine, Record
+from mgg_edge.runtime.store.record_pictures import KeptPictures
 from mgg_edge.state import AdaptState
 
 __all__ = ["Replay", "ReplayReport"]
@@ -36,6 +37,7 @@ class ReplayReport:
     Attributes:
         frames: recorded frames found in the source, with equal pictures and logits.
         skipped: pictures of the source that the record does not have: dropped when it was made.
+        not_kept: recorded frames whose pictures were not kept, or came before those that were.
         steps: adaptation steps computed anew, with equal candidates.
         states: published states with equal hashes.
         not_replayed: decisions that leave nothing to compare, such as a step the engine failed at.
@@ -44,6 +46,7 @@ class ReplayReport:
 
     frames: int = 0
     skipped: int = 0
+    not_kept: int = 0
     steps: int = 0
     states: int = 0
     not_replayed: int = 0
@@ -62,6 +65,7 @@ class Replay:
         record: what to replay.
         bundle: the bundle it was made with.
         engine: an engine of that bundle, opened with its adaptation graph; it is left in the replay's last state.
+        kept: the pictures that were kept of the run, if not all of them are at hand; the replay begins where they do.
 
     Raises:
         StateError: the record is of another bundle.
@@ -70,6 +74,7 @@ class Replay:
     record: Record
     bundle: Bundle
     engine: Engine
+    kept: KeptPictures | None = None
     report: ReplayReport = field(default_factory=ReplayReport)
 
     def __post_init__(self) -> None:
@@ -78,7 +83,7 @@ class Replay:
                 f"{self.record.path}: the record belongs to bundle {self.record.bundle_id}, not to bundle "
                 f"{self.bundle.id}; name the other bundle"
             )
-        start = self.record.start
+        start = self.record.start if self.kept is None else self.kept.start
         self._state = self.bundle.initial_state if start is None else start.state
         if start is not None:
             start.check(self.bundle.id, self.bundle.manifest.state)
@@ -91,27 +96,32 @@ class Replay:
             others = (start.last_good, start.older, *(state for state, _ in start.snapshots))
             self._kept.update({state.digest(): state for state in others})
         self._last_use = {index: place for place, line in enumerate(self.record.events) for index in line.frames}
+        self._hashes = {} if self.kept is None else {line.frame: line.sha for line in self.record.frames}
         self._pictures: dict[int, npt.NDArray[np.uint8]] = {}
         self._next_event = 0
+        if self.kept is not None:
+            self._next_event = sum(line.version <= self.kept.version for line in self.record.events)
+            self.report.not_replayed = self._next_event
         self._held_digest = ""
         self._folded: tuple[AdaptState, Inference] | None = None
 
-    def run(self, pictures: Iterable[Picture], progress: Progress = lambda _done, _total: None) -> ReplayReport:
-        """Replay with the pictures of the source, of any size, in order."""
+    def run(self, pictures: Iterable[Picture] = (), progress: Progress = lambda _done, _total: None) -> ReplayReport:
+        """Replay with the pictures of the source, of any size, in order; with those that were kept, none are needed."""
         try:
-            self._check(self._state.digest() == self.record.header["state"], "the state the run began with differs")
+            if self.kept is None:
+                self._check(self._state.digest() == self.record.header["state"], "the state the run began with differs")
             source = iter(pictures)
             for done, line in enumerate(self.record.frames):
                 self._catch_up(line)
-                self._frame(line, source)
+                if (image := self._find(line, source)) is not None:
+                    self._frame(line, image)
                 progress(done + 1, len(self.record.frames))
             self._catch_up(None)
         except _Differs as found:
             self.report.difference = str(found)
         return self.report
 
-    def _frame(self, line: FrameLine, source: Iterator[Picture]) -> None:
-        image = self._find(line, source)
+    def _frame(self, line: FrameLine, image: npt.NDArray[np.uint8]) -> None:
         settled = self._settled() if line.settled else None
         logits, _ = infer_all(self.engine, image[None], self._state, self.bundle.manifest.infer_batch, settled)
         if (found := short_hash(logits[0])) != line.logits:
@@ -119,7 +129,7 @@ class Replay:
                 f"frame {line.frame}: same picture and same θ (version {line.version}), but logits {found} instead of "
                 f"{line.logits}: {self._engines()}"
             )
-        if line.frame in self._last_use:
+        if self.kept is None and line.frame in self._last_use:
             self._pictures[line.frame] = image
         self.report.frames += 1
 
@@ -132,7 +142,11 @@ class Replay:
             self._folded = (self._state, settled)
         return self._folded[1]
 
-    def _find(self, line: FrameLine, source: Iterator[Picture]) -> npt.NDArray[np.uint8]:
+    def _find(self, line: FrameLine, source: Iterator[Picture]) -> npt.NDArray[np.uint8] | None:
+        if self.kept is not None:
+            image = None if line.version < self.kept.version else self._kept_picture(line.frame, self.kept)
+            self.report.not_kept += image is None
+            return image
         first, skipped = "", 0
         for picture in source:
             image = fit(picture, self.bundle.manifest.preprocess)
@@ -148,11 +162,17 @@ class Replay:
             f"source, or another version of the decoder (recorded {self._fact('av')})"
         )
 
+    def _kept_picture(self, index: int, kept: KeptPictures) -> npt.NDArray[np.uint8] | None:
+        image = kept.picture(index)
+        if image is not None and (found := short_hash(image)) != (sha := self._hashes.get(index)):
+            raise _Differs(f"frame {index}: the kept picture has the hash {found}, the record {sha}")
+        return image
+
     def _catch_up(self, until: FrameLine | None) -> None:
         """The events that came before a frame was inferred; all that are left, if None."""
         while self._next_event < len(self.record.events):
             line = self.record.events[self._next_event]
-            ready = all(index in self._pictures for index in line.frames)
+            ready = self.kept is not None or all(index in self._pictures for index in line.frames)
             if until is not None and not (line.version <= until.version and ready):
                 return
             self._event(line)
@@ -182,10 +202,15 @@ class Replay:
         self.report.states += 1
 
     def _step(self, line: EventLine) -> None:
-        if missing := [index for index in line.frames if index not in self._pictures]:
-            raise _Differs(f"version {line.version}: the step learned from frame {missing[0]}, which is not recorded")
+        pictures = []
+        for index in line.frames:
+            image = self._pictures.get(index) if self.kept is None else self._kept_picture(index, self.kept)
+            if image is None:
+                what = "recorded" if self.kept is None else "kept"
+                raise _Differs(f"version {line.version}: the step learned from frame {index}, which is not {what}")
+            pictures.append(image)
         self.engine.load_state(self._state)
-        _, diagnostics = self.engine.adapt(np.stack([self._pictures[index] for index in line.frames]))
+        _, diagnostics = self.engine.adapt(np.stack(pictures))
         candidate = AdaptState({name: array.copy() for name, array in self.engine.candidate.items()})
         if candidate.digest() != line.candidate:
             raise _Differs(self._explain(line, candidate, diagnostics))
