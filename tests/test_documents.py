@@ -16,7 +16,7 @@ import videos
 from mgg_edge.cli.main import app, main
 
 ROOT = Path(__file__).parent.parent
-BLOCK = re.compile(r"^```[a-z]*\n(.*?)^```", re.M | re.S)
+BLOCK = re.compile(r"^```[a-z]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 ENDS = {"|", "&&", ";", ">", "2>", "<<<"}
 # What no test has: cameras, addresses, boards, nets and pictures to train with.
 ABSENT = re.compile(r"rtsp:|https?:|/dev/|v4l2:|nvargus|--backbone|--serve|films/|test_images|engines|kept/|state/")
