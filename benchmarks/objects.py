@@ -53,7 +53,6 @@ OWN: dict[str, tuple[str, ...]] = {
     "statistics": ("--rule", "statistics", "--norm-statistics", "mix:0.3"),
     "robust": ("--norm-statistics", "source"),
     "forward+": ("--norm-statistics", "source"),
-    "statistics+": (),
 }
 MODEL = ("--backbone", "efficientnet_lite0", "--weights", "package", "--image-size", SIDE, "--batch", 8)
 PACKAGED = Path(str(importlib.resources.files("mgg_edge.data") / "efficientnet_lite0.safetensors"))
@@ -152,7 +151,7 @@ def rows_of(arguments: argparse.Namespace, frozen: Frozen, camera: Camera, folde
 
 def _calibrated(arguments: argparse.Namespace, name: str, camera: Camera, folder: Path) -> Path:
     """The camera's own bundle of a rule."""
-    learned = arguments.strengths if name == "statistics+" else None
+    learned = None
     if name in ("robust", "forward+"):
         learned = _without_map(arguments.rule, folder) if name == "robust" else arguments.rule
     words = [*MODEL, *OWN[name], "--source-data", arguments.pictures / "scenes"]
@@ -251,7 +250,6 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, default=Path(".cache/objects"), help="what scripts/build_objects made")
     parser.add_argument("--out", type=Path, default=Path(".cache/results/objects"), help="bundles and figures")
     parser.add_argument("--rule", type=Path, default=PACKAGED, help="learned forward+; the package's by default")
-    parser.add_argument("--strengths", type=Path, help="learned statistics+, for its row")
     parser.add_argument("--methods", default="statistics,robust,forward+", help=f"of {', '.join((*OWN, *PUBLISHED))}")
     parser.add_argument("--oracle", action="store_true", help="an upper bound; five minutes a camera and kind")
     parser.add_argument("--scenes", type=int, default=8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -38,7 +37,6 @@ class LearnedRule(StrEnum):
 
     FORWARD = "forward"
     MGG = "mgg"
-    STATISTICS_PLUS = "statistics+"
     FORWARD_PLUS = "forward+"
     ROBUST = "robust"
     MGG_PLUS = "mgg+"
@@ -56,7 +54,7 @@ def train(
     backbone: BackboneName,
     data: Annotated[
         Path,
-        typer.Option(help="Clean pictures: a folder a class, any images, or a glyph file; photographs for cameras."),
+        typer.Option(help="Clean pictures: a folder a class, any images, or a glyph file; photographs for forward+."),
     ],
     out: Annotated[Path, typer.Option(help="File of learned numbers to write, .safetensors.")],
     weights: Annotated[
@@ -65,7 +63,7 @@ def train(
     objects: Annotated[
         Path | None,
         typer.Option(
-            help="Rules of cameras: cut-outs with an alpha channel that pass the camera; else pictures of --data."
+            help="forward+, robust: cut-outs with an alpha channel that pass the camera; else pictures of --data."
         ),
     ] = None,
     rule: Annotated[LearnedRule, typer.Option(help="What to learn.")] = LearnedRule.FORWARD,
@@ -96,9 +94,8 @@ def train(
     Interrupted, the same command goes on where it was. The file is written at the end: give it to `export --mgg`. Batch
     normalisation keeps the source's statistics while a rule is learned; export it so, with --norm-statistics source.
 
-    statistics+ and forward+ are for cameras: they learn, without labels, on scenes that different things pass, and say
-    at the end what that is worth on those not seen. statistics+ is for nets with batch normalisation. robust is the
-    start of forward+ alone: one θ for all weathers, and when to use it.
+    forward+ is for cameras: it learns, without labels, on scenes that different things pass, and says at the end what
+    it is worth on those it has not seen. robust is its start alone: one θ for all weathers, and when to use it.
     """
     from mgg_edge.cli.display import TrainingDisplay, log_to_terminal, print_facts
     from mgg_edge.export.compose import STILL, ExportRequest
@@ -112,14 +109,12 @@ def train(
         backbone, weights, seed, labels=labels, image_size=image_size, classes=classes, adapt=adapt, taps=taps,
         norm_statistics=STILL, preparation=preparation(mean, std, crop, interpolation),
     )  # fmt: skip
-    if rule in (LearnedRule.STATISTICS_PLUS, LearnedRule.FORWARD_PLUS, LearnedRule.ROBUST):
-        if rule is LearnedRule.STATISTICS_PLUS:
-            model = dataclasses.replace(model, norm_statistics=None, rule=rule.value)  # those it is exported with
+    if rule in (LearnedRule.FORWARD_PLUS, LearnedRule.ROBUST):
         _train_cameras(console, model, data, objects, out, rule, updates, seed, device, as_json=as_json)
         return
     if objects is not None:
         raise UsageError(
-            f"objects: rules of cameras alone (statistics+, forward+, robust) learn from them, found {rule.value}"
+            f"objects: rules of cameras alone learn from them (forward+, robust), found --rule {rule.value}"
         )
     recipe = RuleRecipe(rule.value, target.value, updates, learning_rate, seed)
     with TrainingDisplay(console) as display:
@@ -155,7 +150,7 @@ def _train_cameras(
 
     recipe = CameraRecipe(rule.value, seed=seed)
     if updates:
-        recipe = CameraRecipe(rule.value, updates, updates, episodes=max(2, updates // 2), seed=seed)
+        recipe = CameraRecipe(rule.value, updates, episodes=max(2, updates // 2), seed=seed)
     with Stages(console) as looking, TrainingDisplay(console) as display:
 
         def tell(now: Progress, total: int) -> None:
@@ -168,7 +163,6 @@ def _train_cameras(
         )
         return
     print_facts({name.replace("_", " "): str(value) for name, value in facts.items()})
-    shares = [(row.weather, (row.frozen, row.robust, row.adapted)) for row in rows]
-    cells = [(name, *("" if value is None else f"{value:.1%}" for value in values)) for name, values in shares]
+    cells = [(row.weather, *(f"{value:.1%}" for value in (row.frozen, row.robust, row.adapted))) for row in rows]
     print_table(("named as in clear weather", "frozen", "robust", "adapted"), cells)
     sys.stdout.write(f"{verdict(rows)}\n")

@@ -32,7 +32,6 @@ from mgg_edge.learn.pictures import open_glyphs
 from mgg_edge.learn.rules.base import UpdateRule
 from mgg_edge.learn.rules.files import LEARNED_RULES, RULES, learned_name, load_rule, untrained_rule
 from mgg_edge.learn.rules.statistics import Statistics
-from mgg_edge.learn.rules.statistics_plus import WEIGHT, StatisticsPlus
 from mgg_edge.learn.statistics import MIN_SOURCE_IMAGES, SourceStatistics, measure_statistics
 from mgg_edge.learn.step import AdaptStep
 from mgg_edge.learn.training.rules import source_statistics
@@ -146,24 +145,24 @@ def _check_rule(request: ExportRequest) -> None:
 
 
 def _rule(request: ExportRequest, backbone: Backbone) -> tuple[UpdateRule, str]:
-    size, features, moving = backbone.norms.size, backbone.features, backbone.moving
+    size, features = backbone.norms.size, backbone.features
     if request.mgg is not None:
         file = _rule_file(request)
-        rule = load_rule(file, size, features, moving)
+        rule = load_rule(file, size, features)
         if request.rule not in (None, rule.name):
             raise UsageError(f"rule: {request.mgg} holds '{rule.name}', found --rule {request.rule}")
-        if rule.name != "mgg" and not rule.moves_statistics and moving:
+        if rule.name != "mgg" and backbone.statistics is not None:
             raise UsageError(
                 f"rule: {request.mgg} was learned with the source's statistics of batch normalisation, found "
                 f"--norm-statistics {request.norm_statistics}; use --norm-statistics {STILL}"
             )
         return rule, file.name
     name = request.rule or DEFAULT_RULE
-    if name in (Statistics.name, StatisticsPlus.name) and not moving:
+    if name == Statistics.name and backbone.statistics is None:
         raise UsageError(
             f"rule: '{name}' expected batch normalisation whose statistics move (--norm-statistics mix:0.3), found none"
         )
-    rule = untrained_rule(name, size, features, request.seed, moving)
+    rule = untrained_rule(name, size, features, request.seed)
     if name not in LEARNED_RULES:
         return rule, ""
     logger.info("no file of learned numbers: the update rule '%s' is untrained", name)
@@ -240,10 +239,8 @@ def _rule_file(request: ExportRequest) -> Path:
 
 
 def _norm_statistics_of_rule(request: ExportRequest) -> str:
-    """Rules learned for one backbone were learned with the source's statistics, but for the one that moves them."""
+    """Rules learned for one backbone were learned with the source's statistics."""
     name = request.rule if request.mgg is None else learned_name(_rule_file(request))
-    if name == StatisticsPlus.name:
-        return f"mix:{WEIGHT}"
     return STILL if name in LEARNED_RULES and name != "mgg" else DEFAULT_NORM_STATISTICS
 
 

@@ -20,7 +20,6 @@ from mgg_edge.learn.methods.discrepancy import RuleMethod  # noqa: E402
 from mgg_edge.learn.rules.files import RULES, untrained_rule  # noqa: E402
 from mgg_edge.learn.rules.forward import Forward  # noqa: E402
 from mgg_edge.learn.rules.forward_plus import ForwardPlus  # noqa: E402
-from mgg_edge.learn.rules.scene import SceneRule  # noqa: E402
 from mgg_edge.runtime import Adapter, AdapterSettings, Bundle, open_engine  # noqa: E402
 from mgg_edge.runtime.adaptation.gate import GateSettings  # noqa: E402
 from mgg_edge.runtime.adaptation.guard import StepLimits  # noqa: E402
@@ -35,18 +34,18 @@ OPEN = AdapterSettings(gate=GateSettings(min_contrast=0, min_difference=0, cut_l
 
 
 def rule_of(name, net):
-    rule = untrained_rule(name, net.norms.size, net.features, 0, net.moving)
-    with torch.no_grad():  # untrained, they move nothing
-        if isinstance(rule, Forward | ForwardPlus):
+    rule = untrained_rule(name, net.norms.size, net.features, 0)
+    if isinstance(rule, Forward | ForwardPlus):
+        with torch.no_grad():  # untrained, it moves nothing
             rule.write.normal_(0, 0.05, generator=torch.Generator().manual_seed(0))
-        if isinstance(rule, SceneRule):
-            rule.log_threshold.fill_(-20.0)
+            if isinstance(rule, ForwardPlus):
+                rule.log_threshold.fill_(-20.0)
     return rule
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_the_same_answers_frame_by_frame(name, tmp_path):
-    net = convolutional("mix:0.3") if name.startswith("statistics") else transformer()
+    net = convolutional("mix:0.3") if name == "statistics" else transformer()
     statistics = measure_statistics(net, synthetic_frames(32, 32, 32, 0).split(8))
     rule = rule_of(name, net)
     step = AdaptStep(net, Objective(), rule, statistics, min(0.01, rule.max_learning_rate))

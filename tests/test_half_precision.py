@@ -70,8 +70,6 @@ def test_products_stray_a_little_and_the_graph_given_stays_as_it_is(precision):
 
 def test_both_directions_are_halved_and_the_rule_is_not():
     for rule in RULES:
-        if rule == "statistics+":
-            continue  # its strengths are in the forward pass, which is halved
         step = small_step(rule)
         traced = trace_adapt(step, 4)
         chosen = set(products(traced))

@@ -16,7 +16,7 @@ from vit import frames  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
-WITH_BATCH_NORM = ("bn", "alpha-bn", "statistics+")
+WITH_BATCH_NORM = ("bn", "alpha-bn")
 ON_TRANSFORMERS = tuple(name for name in METHODS if name not in WITH_BATCH_NORM)
 # Few views, so that the test is quick; on always, so that they are tested.
 TEXT = {

@@ -59,8 +59,7 @@ def test_alignment_is_the_documented_formula():
     mean, variance = (moved[name] for name in names)
 
     def align(reference, strength):
-        strengths = dict.fromkeys(names, torch.tensor(strength))
-        return Reference(source, reference, strengths).align("x", mean, variance, 1e-3)
+        return Reference(source, reference, torch.tensor(strength)).align("x", mean, variance, 1e-3)
 
     found_mean, found_variance = align(clean, 0.5)
     expected = source[names[0]] + 0.5 * (mean - clean[names[0]])

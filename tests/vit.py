@@ -9,7 +9,6 @@ import torch
 from mgg_edge.learn import AdaptStep, Backbone, Objective, Sgd, measure_statistics
 from mgg_edge.learn.images import synthetic_frames
 from mgg_edge.learn.rules.files import untrained_rule
-from own_models import moving_net
 
 SIZE = 32
 OPTIONS = {"img_size": SIZE, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
@@ -26,10 +25,8 @@ def frames(count: int, seed: int = 0) -> torch.Tensor:
 
 
 def small_step(rule: str = "mgg", seed: int = 0) -> AdaptStep:
-    """Of the transformer; of a small net with batch normalisation for the rule that moves its statistics."""
-    backbone = moving_net("mix:0.5", SIZE) if rule == "statistics+" else small_backbone(seed)
-    size, features = backbone.norms.size, backbone.features
-    made = Sgd(0.0) if rule == "sgd0" else untrained_rule(rule, size, features, seed, backbone.moving)
+    backbone = small_backbone(seed)
+    made = Sgd(0.0) if rule == "sgd0" else untrained_rule(rule, backbone.norms.size, backbone.features, seed)
     statistics = measure_statistics(backbone, frames(32, seed=99).split(8))
     rate = 1e-3 if made.max_learning_rate > 1 else made.default_learning_rate
     return AdaptStep(backbone, Objective(), made, statistics, rate)

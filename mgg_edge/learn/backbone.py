@@ -211,11 +211,6 @@ class Backbone:
         )  # fmt: skip
 
     @property
-    def moving(self) -> int:
-        """M, numbers of the statistics that move."""
-        return 0 if self.statistics is None else self.statistics.size
-
-    @property
     def infer_state(self) -> tuple[str, ...]:
         """Names of the state tensors that inference reads, `theta` first."""
         return ("theta",) if self.statistics is None else ("theta", NORM_STATISTICS)
@@ -257,7 +252,6 @@ class Backbone:
         norms: Mapping[str, Tensor],
         constants: Mapping[str, Tensor],
         statistics: Tensor | None = None,
-        strength: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Logits and features; nothing moves.
 
@@ -266,12 +260,11 @@ class Backbone:
             norms: norm parameters by name, as `split` gives them.
             constants: as `constants` gives them, in the dtype to compute in.
             statistics: S f[M]; None takes the source's.
-            strength: s f[M] of each statistic, times that of all; None for that alone.
 
         Returns:
             logits f[B, C] and features f[B, D].
         """
-        output = self._run(frames, norms, constants, statistics, 0.0, strength)
+        output = self._run(frames, norms, constants, statistics, weight=0.0)
         return output.logits, output.features
 
     def forward_moving(
@@ -281,14 +274,13 @@ class Backbone:
         constants: Mapping[str, Tensor],
         statistics: Tensor | None = None,
         weight: float | None = None,
-        strength: Tensor | None = None,
     ) -> BackboneOutput:
         """As `forward`, under the statistics moved towards those of the frames, which are returned as well.
 
         How far is `norm_statistics`, or `weight` in [0, 1] where that is given and statistics move at all.
         """
         moves = self._weight if weight is None or not self._weight else weight
-        return self._run(frames, norms, constants, statistics, moves, strength)
+        return self._run(frames, norms, constants, statistics, weight=moves)
 
     def _run(
         self,
@@ -297,7 +289,6 @@ class Backbone:
         constants: Mapping[str, Tensor],
         statistics: Tensor | None,
         weight: float,
-        strength: Tensor | None,
     ) -> BackboneOutput:
         scale, shift = constants["preprocess.scale"], constants["preprocess.shift"]
         # Channels first before scaling: engines are slow where only the innermost three numbers broadcast.
@@ -307,11 +298,7 @@ class Backbone:
         if self.statistics is not None:
             tensors |= _unpack(constants[CLEAN] if statistics is None else statistics, self.statistics)
             source, clean = (_unpack(constants[name], self.statistics) for name in (SOURCE, CLEAN))
-            of_all = constants[STRENGTH]
-            each = dict.fromkeys(self.statistics.names, of_all)
-            if strength is not None:
-                each = _unpack(of_all * strength, self.statistics)
-            self._moved.reference = Reference(source, clean, each)
+            self._moved.reference = Reference(source, clean, constants[STRENGTH])
         self._moved.weight, self._moved.tensors = weight, {}
         try:
             with collected(self.model, self.taps) as pooled:

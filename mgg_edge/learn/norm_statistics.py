@@ -13,9 +13,8 @@ So what a layer normalises with is the source's, changed as the scene's have cha
 
     μ = μ_S + s (μ_t − μ_C),     σ² + ε = (σ²_S + ε) ((σ²_t + ε) / (σ²_C + ε))^s
 
-with the moved statistics μ_t, σ²_t, the clean scene's μ_C, σ²_C and a strength s, one for all or, learned, one for each
-statistic of each channel. A clean scene is left alone whatever it shows. Before a calibration C is S, and where nothing
-was learned s is 1: μ = μ_t, σ² = σ²_t.
+with the moved statistics μ_t, σ²_t, the clean scene's μ_C, σ²_C and a strength s. A clean scene is left alone whatever
+it shows. Before a calibration C is S and s is 1: μ = μ_t, σ² = σ²_t.
 """
 
 from __future__ import annotations
@@ -64,22 +63,21 @@ class Reference:
 
     Attributes:
         source, clean: statistics by buffer name, of the source and of the clean scene.
-        strength: s by buffer name, f[C] or f[].
+        strength: s f[].
     """
 
     source: Mapping[str, Tensor]
     clean: Mapping[str, Tensor]
-    strength: Mapping[str, Tensor]
+    strength: Tensor
 
     def align(self, name: str, mean: Tensor, variance: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         """μ and σ² + ε of the layer `name` for its moved statistics."""
-        (source_mean, source_variance), (clean_mean, clean_variance), (of_mean, of_variance) = (
-            (one[f"{name}.running_mean"], one[f"{name}.running_var"])
-            for one in (self.source, self.clean, self.strength)
+        (source_mean, source_variance), (clean_mean, clean_variance) = (
+            (one[f"{name}.running_mean"], one[f"{name}.running_var"]) for one in (self.source, self.clean)
         )
-        aligned = source_mean + of_mean * (mean - clean_mean)
+        aligned = source_mean + self.strength * (mean - clean_mean)
         change = (variance + epsilon).log() - (clean_variance + epsilon).log()
-        return aligned, (source_variance + epsilon) * (of_variance * change).exp()
+        return aligned, (source_variance + epsilon) * (self.strength * change).exp()
 
 
 @dataclass

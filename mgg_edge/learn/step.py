@@ -6,7 +6,7 @@
 
 The logits returned are those before the update. A rule that needs no gradient gets z under θ₀, in place of θ, and no g:
 its step is one forward pass of the source model, whose logits are returned. S, the statistics of batch normalisation,
-are there only where they move; see `norm_statistics`. A rule that decides about S itself gets them from a second pass.
+are there only where they move; see `norm_statistics`.
 
 Everything the step needs beside frames and state is an entry of `constants`, so that the traced graph has
 no baked-in weights and the same function runs in float32 and float64.
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from mgg_edge.learn.backbone import CLEAN, NORM_STATISTICS, Backbone, BackboneOutput
+from mgg_edge.learn.backbone import NORM_STATISTICS, Backbone, BackboneOutput
 from mgg_edge.learn.objective import Objective, ObjectiveTerms
 from mgg_edge.learn.rules.base import Evidence, Proposal, SourceNumbers, UpdateRule
 from mgg_edge.learn.statistics import SourceStatistics
@@ -92,8 +92,8 @@ class AdaptStep:
         self, frames: Tensor, state: Mapping[str, Tensor], constants: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Logits f[B, C] and features f[B, D] of frames u8[B, H, W, 3]; reads `backbone.infer_state` of the state."""
-        norms, strength = self.backbone.split(state["theta"]), self._strength(constants)
-        return self.backbone.forward(frames, norms, constants, state.get(NORM_STATISTICS), strength)
+        norms = self.backbone.split(state["theta"])
+        return self.backbone.forward(frames, norms, constants, state.get(NORM_STATISTICS))
 
     def adapt(self, frames: Tensor, state: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> AdaptOutput:
         """One step on frames u8[B, H, W, 3], B ≥ 2; `state` is not changed.
@@ -105,10 +105,7 @@ class AdaptStep:
         norms = self.backbone.split(theta if self.rule.needs_gradient else source.theta)
 
         def loss(norms: dict[str, Tensor]) -> tuple[Tensor, tuple[BackboneOutput, ObjectiveTerms]]:
-            if self.rule.moves_statistics:
-                output = BackboneOutput(*self.backbone.forward(frames, norms, constants), {})
-            else:
-                output = self.backbone.forward_moving(frames, norms, constants, state.get(NORM_STATISTICS))
+            output = self.backbone.forward_moving(frames, norms, constants, state.get(NORM_STATISTICS))
             terms = self.objective(output.logits, output.features, source.mean, source.std)
             return terms.loss if self.loss_scale == 1 else terms.loss * self.loss_scale, (output, terms)
 
@@ -120,10 +117,7 @@ class AdaptStep:
                 gradient = gradient / self.loss_scale
         else:
             _, (output, terms) = loss(norms)
-        moved = self._moved(frames, state, constants) if self.rule.moves_statistics else None
-        evidence = Evidence(gradient, output.features, terms.discrepancy, moved)
-        proposal = self._apply_rule(theta, evidence, state, constants)
-        statistics = output.moved if proposal.statistics is None else {NORM_STATISTICS: proposal.statistics}
+        proposal = self._apply_rule(theta, Evidence(gradient, output.features, terms.discrepancy), state, constants)
         return AdaptOutput(
             logits=output.logits,
             entropy=terms.entropy,
@@ -131,26 +125,15 @@ class AdaptStep:
             loss=terms.loss,
             gradient_norm=theta.new_zeros(()) if gradient is None else _norm(gradient),
             update_norm=_norm(proposal.update),
-            state={"theta": proposal.theta, **statistics, **proposal.state._asdict()},
+            state={"theta": proposal.theta, **output.moved, **proposal.state._asdict()},
         )
-
-    def _strength(self, constants: Mapping[str, Tensor]) -> Tensor | None:
-        """S f[M] of each statistic, where the rule has learned it."""
-        return constants[f"{RULE_PREFIX}strength"] if self.rule.moves_statistics else None
-
-    def _moved(self, frames: Tensor, state: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> Tensor:
-        """Statistics f[M] moved towards those of the frames under θ₀, each layer aligned before the next one looks."""
-        norms = self.backbone.split(constants["source_theta"])
-        # Before the first step nothing has moved: what a rule begins to remember with does not know the scene.
-        begun = state["step"].clamp(max=1)
-        before = begun * state["moved"] + (1 - begun) * constants[CLEAN]
-        output = self.backbone.forward_moving(frames, norms, constants, before, strength=self._strength(constants))
-        return output.moved[NORM_STATISTICS]
 
     def _apply_rule(
         self, theta: Tensor, evidence: Evidence, state: Mapping[str, Tensor], constants: Mapping[str, Tensor]
     ) -> Proposal:
-        learned = _learned(constants)
+        learned = {
+            name.removeprefix(RULE_PREFIX): value for name, value in constants.items() if name.startswith(RULE_PREFIX)
+        }
         template = self.rule.init(1)
         rule_state = type(template)(**{name: state[name] for name in template._fields})
         arguments = (theta, evidence, rule_state, _source(constants), constants["learning_rate"])
@@ -158,14 +141,9 @@ class AdaptStep:
         return proposal
 
 
-def _learned(constants: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The rule's numbers by their names in it."""
-    return {name.removeprefix(RULE_PREFIX): value for name, value in constants.items() if name.startswith(RULE_PREFIX)}
-
-
 def _source(constants: Mapping[str, Tensor]) -> SourceNumbers:
-    mean, std, clean = (constants[f"statistics.{name}"] for name in ("mean", "std", "clean_discrepancy"))
-    return SourceNumbers(constants["source_theta"], mean, std, clean, constants.get(CLEAN))
+    statistics = (constants[f"statistics.{name}"] for name in ("mean", "std", "clean_discrepancy"))
+    return SourceNumbers(constants["source_theta"], *statistics)
 
 
 def _norm(vector: Tensor) -> Tensor:

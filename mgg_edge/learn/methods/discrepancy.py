@@ -121,11 +121,7 @@ def build_rule_method(name: str, classifier: Classifier, options: RuleOptions, s
 
 
 def _rule(name: str, backbone: Backbone, options: RuleOptions) -> UpdateRule:
-    size, features, moving = backbone.norms.size, backbone.features, backbone.moving
+    size, features = backbone.norms.size, backbone.features
     if options.weights:
-        rule = load_rule(Path(options.weights), size, features, moving)
-    else:
-        rule = Sgd(options.momentum) if name == "sgd" else untrained_rule(name, size, features, options.seed, moving)
-    if rule.moves_statistics and not moving:
-        raise UsageError(f"{name}: expected batch normalisation whose statistics move, found none in {backbone.name}")
-    return rule
+        return load_rule(Path(options.weights), size, features)
+    return Sgd(options.momentum) if name == "sgd" else untrained_rule(name, size, features, options.seed)

@@ -33,13 +33,11 @@ class Evidence(NamedTuple):
         gradient: f[N], g = ∂L/∂θ under θ; None for rules that need none.
         features: f[B, D], under θ, or under θ₀ for rules that need no gradient.
         discrepancy: f[], Δ of the batch.
-        moved: f[M], the statistics of batch normalisation moved towards the batch's; None for rules that want none.
     """
 
     gradient: Tensor | None
     features: Tensor
     discrepancy: Tensor
-    moved: Tensor | None = None
 
 
 class SourceNumbers(NamedTuple):
@@ -49,14 +47,12 @@ class SourceNumbers(NamedTuple):
         theta: f[N], θ₀.
         mean, std: f[D], μ_S and σ_S.
         clean_discrepancy: f[7], Δ_clean at `CLEAN_WINDOWS`.
-        norm_statistics: f[M], those of batch normalisation while all is well; None where none move.
     """
 
     theta: Tensor
     mean: Tensor
     std: Tensor
     clean_discrepancy: Tensor
-    norm_statistics: Tensor | None = None
 
     def clean_at(self, frames: Tensor) -> Tensor:
         """Δ_clean f[] of a window of `frames` f[]: linear in log M between the known ones, in logarithms."""
@@ -64,19 +60,11 @@ class SourceNumbers(NamedTuple):
 
 
 class Proposal(NamedTuple):
-    """What a rule proposes.
-
-    Attributes:
-        theta: f[N].
-        update: f[N] that leads from the old θ to it: old − new.
-        state: the rule's next one.
-        statistics: f[M] to normalise with; None leaves that to the backbone.
-    """
+    """What a rule proposes: θ f[N], the update f[N] that leads from the old one to it (old − new), and its state."""
 
     theta: Tensor
     update: Tensor
     state: Any
-    statistics: Tensor | None = None
 
 
 class UpdateRule(nn.Module, ABC):
@@ -89,7 +77,6 @@ class UpdateRule(nn.Module, ABC):
         needs_gradient: whether a step differentiates the loss.
         schedule: when to adapt by default: `burst` or `window`.
         knows_calm: whether it moves nothing by itself where there is no weather, whatever passes.
-        moves_statistics: whether it decides which statistics batch normalisation normalises with.
     """
 
     name: ClassVar[str]
@@ -98,7 +85,6 @@ class UpdateRule(nn.Module, ABC):
     needs_gradient: ClassVar[bool] = True
     schedule: ClassVar[str] = "burst"
     knows_calm: ClassVar[bool] = False
-    moves_statistics: ClassVar[bool] = False
 
     @abstractmethod
     def init(self, size: int, dtype: torch.dtype = torch.float32) -> Any:

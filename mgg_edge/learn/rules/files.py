@@ -3,7 +3,7 @@
 A file is safetensors: the rule's tensors by their names in the module, and as metadata
 
     format          "mgg-edge.rule 1"
-    name            mgg, mgg+, adam+, forward, forward+ or statistics+
+    name            mgg, mgg+, adam+, forward or forward+
     options         JSON of the constructor's arguments
     learning_rate   the rate it was learned for, which is also the largest it may be used with
     report          JSON of how it was learned, for people
@@ -34,7 +34,6 @@ from mgg_edge.learn.rules.mgg import FORMAT as MGG_FORMAT
 from mgg_edge.learn.rules.mgg import MGG
 from mgg_edge.learn.rules.plus import Plus
 from mgg_edge.learn.rules.statistics import Statistics
-from mgg_edge.learn.rules.statistics_plus import StatisticsPlus
 
 __all__ = ["LEARNED_RULES", "RULES", "learned_name", "load_rule", "make_rule", "save_rule", "untrained_rule"]
 
@@ -48,10 +47,9 @@ _MAKE: dict[str, Callable[..., UpdateRule]] = {
     "adam": Adam,
     "sgd": Sgd,
     "statistics": Statistics,
-    "statistics+": StatisticsPlus,
 }
 RULES = tuple(_MAKE)
-LEARNED_RULES = ("mgg", "mgg+", "adam+", "forward", "forward+", "statistics+")
+LEARNED_RULES = ("mgg", "mgg+", "adam+", "forward", "forward+")
 
 
 def make_rule(name: str, options: Mapping[str, Any]) -> UpdateRule:
@@ -69,15 +67,8 @@ def make_rule(name: str, options: Mapping[str, Any]) -> UpdateRule:
         raise WeightsError(f"rule '{name}': cannot be built with options {dict(options)}: {error}") from error
 
 
-def untrained_rule(name: str, size: int, features: int, seed: int = 0, statistics: int = 0) -> UpdateRule:
+def untrained_rule(name: str, size: int, features: int, seed: int = 0) -> UpdateRule:
     """A rule for N = `size` scalars and D = `features`, with small seeded numbers where it has learned ones.
-
-    Args:
-        name: of the rule.
-        size: N.
-        features: D.
-        seed: of the small numbers.
-        statistics: M, numbers of the statistics of batch normalisation that move.
 
     Raises:
         UsageError: no such rule.
@@ -88,7 +79,6 @@ def untrained_rule(name: str, size: int, features: int, seed: int = 0, statistic
         "adam+": {"base": "adam", "size": size, "seed": seed},
         "forward": {"size": size, "features": features, "seed": seed},
         "forward+": {"size": size, "features": features, "seed": seed},
-        "statistics+": {"size": size, "features": features, "statistics": statistics, "seed": seed},
     }
     return make_rule(name, arguments.get(name, {}))
 
@@ -115,8 +105,8 @@ def save_rule(
     write_whole(Path(path), save(tensors, header))
 
 
-def load_rule(path: Path, size: int, features: int, statistics: int = 0) -> UpdateRule:
-    """Read a learned rule for a backbone of N = `size` scalars, D = `features` and M = `statistics` that move.
+def load_rule(path: Path, size: int, features: int) -> UpdateRule:
+    """Read a learned rule for a backbone of N = `size` scalars and D = `features`.
 
     Files of the method's released code (.pth) and of `MGG.save` are read as well.
 
@@ -139,16 +129,11 @@ def load_rule(path: Path, size: int, features: int, statistics: int = 0) -> Upda
         raise WeightsError(f"{path}: expected a rule of format '{FORMAT}': {error}") from error
     if header.get("format") != FORMAT or name not in LEARNED_RULES or not isinstance(options, dict):
         raise WeightsError(f"{path}: expected a learned rule of format '{FORMAT}', found {header.get('format')!r}")
-    here = {"size": size, "features": features, "statistics": statistics}
-    found = {key: options.get(key, value) for key, value in here.items()}
-    if found != here:
-        of = {"size": "N = {} scalars", "features": "D = {} features", "statistics": "M = {} moving statistics"}
-        asked, has = (
-            ", ".join(of[key].format(one[key]) for key in here if found[key] != here[key]) for one in (found, here)
-        )
+    found = options.get("size", size), options.get("features", features)
+    if found != (size, features):
         raise WeightsError(
-            f"{path}: this '{name}' was learned for {asked}; the backbone has {has}: learn one for it with "
-            "`mgg-edge train`"
+            f"{path}: this '{name}' was learned for N = {found[0]} scalars and D = {found[1]} features; the backbone "
+            f"has {size} and {features}: learn one for it with `mgg-edge train`"
         )
     rule = make_rule(name, options)
     _assign(rule, tensors, path)

@@ -12,7 +12,7 @@ frames in the window alone, so nothing can add up, and a clean stream leads back
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,27 +75,22 @@ class WindowRule(UpdateRule):
     def reach(self) -> float:
         """Bound on |θ − θ₀| of every scalar at rate 1."""
 
-    def init(self, size: int, dtype: torch.dtype = torch.float32) -> Any:  # noqa: ARG002
-        """An empty window, a `WindowState`."""
+    def init(self, size: int, dtype: torch.dtype = torch.float32) -> WindowState:  # noqa: ARG002
+        """An empty window."""
         window = torch.zeros(self.window_batches, 2, self.features, dtype=dtype)
         return WindowState(window, torch.zeros((), dtype=dtype))
 
-    def step(self, theta: Tensor, evidence: Evidence, state: Any, source: SourceNumbers, rate: Tensor) -> Proposal:
+    def step(
+        self, theta: Tensor, evidence: Evidence, state: WindowState, source: SourceNumbers, rate: Tensor
+    ) -> Proposal:
         """Put the batch into the window and map its statistics to θ."""
-        seen, after = self.look(evidence, state, source)
-        proposed = source.theta - rate * self.change(seen, source)
-        return Proposal(proposed, theta - proposed, after)
-
-    def look(
-        self, evidence: Evidence, state: WindowState, source: SourceNumbers
-    ) -> tuple[WindowStatistics, WindowState]:
-        """The statistics of the window with one batch more, and that window."""
         batch = evidence.features - source.mean  # [B, D]
         sums = torch.stack([batch.sum(dim=0), batch.square().sum(dim=0)])  # [2, D]
         window = torch.cat([state.window[1:], sums.unsqueeze(0)])  # [W, 2, D]
         step = state.step + 1
         frames = step.clamp(max=self.window_batches) * batch.shape[0]
-        return self.statistics(window.sum(dim=0), frames, source), WindowState(window, step)
+        proposed = source.theta - rate * self.change(self.statistics(window.sum(dim=0), frames, source), source)
+        return Proposal(proposed, theta - proposed, WindowState(window, step))
 
     def statistics(self, sums: Tensor, frames: Tensor, source: SourceNumbers) -> WindowStatistics:
         """z and Δ of Σx and Σx² f[…, 2, D] over `frames` f[] frames."""

@@ -1,8 +1,7 @@
-"""Meta-training of `statistics+`, `robust` and `forward+` for one backbone, on cameras that different things pass.
+"""Meta-training of `robust` and `forward+` for one backbone, on cameras that different things pass.
 
-`statistics+` learns how much each layer's statistics follow the weather. For `robust` the way δ to one robust θ is
-distilled, and for `forward+` then what bends it to the weather that is seen. All are scored on cameras and things that
-are not trained on.
+First the way δ to one robust θ is distilled, then, for `forward+`, what bends it to the weather that is seen. Both are
+scored on cameras and things that are not trained on.
 """
 
 from __future__ import annotations
@@ -27,20 +26,17 @@ from mgg_edge.learn.backbone import Backbone
 from mgg_edge.learn.objective import Objective
 from mgg_edge.learn.rules.base import CLEAN_WINDOWS
 from mgg_edge.learn.rules.forward_plus import ForwardPlus
-from mgg_edge.learn.rules.scene import SceneRule
-from mgg_edge.learn.rules.statistics_plus import StatisticsPlus
 from mgg_edge.learn.statistics import SourceStatistics
 from mgg_edge.learn.training.learner import Learner
 from mgg_edge.learn.training.loop import LoopRecipe, Progress, meta_train
 from mgg_edge.learn.training.scene_map import RobustTrainer, SceneMapTrainer, SceneRecipe
-from mgg_edge.learn.training.scene_statistics import StrengthTrainer, measure_moments
 from mgg_edge.learn.training.stages import Episode, Stage, build_stages, draw_episode
 from mgg_edge.scenes.domains import draw_domain
 from mgg_edge.scenes.objects import CutOut, Scene
 
 __all__ = ["CAMERA_RULES", "CameraRecipe", "CameraTraining", "report"]
 
-CAMERA_RULES = ("statistics+", "robust", "forward+")
+CAMERA_RULES = ("robust", "forward+")
 HELD_OUT_SEED = 77
 HELD_OUT_EPISODES = 48
 HELD_OUT_WINDOW, HELD_OUT_AIM = 16, 16
@@ -52,9 +48,8 @@ class CameraRecipe:
     """How to train.
 
     Attributes:
-        rule: one of `CAMERA_RULES`.
-        strength_updates: meta-updates of the strengths, for `statistics+`.
-        robust_updates: meta-updates of δ, for the others.
+        rule: `robust` or `forward+`.
+        robust_updates: meta-updates of δ.
         rounds: of the regression after them; none for `robust`.
         episodes: of a round.
         seed: of everything drawn.
@@ -65,7 +60,6 @@ class CameraRecipe:
     """
 
     rule: str = "forward+"
-    strength_updates: int = 300
     robust_updates: int = 500
     rounds: int = 2
     episodes: int = 260
@@ -78,9 +72,7 @@ class CameraRecipe:
 
     @property
     def total(self) -> int:
-        """Meta-updates, and episodes of a second part."""
-        if self.rule == "statistics+":
-            return self.strength_updates
+        """Meta-updates and episodes of both parts."""
         return self.robust_updates + (self.rounds * self.episodes if self.rule == "forward+" else 0)
 
 
@@ -101,7 +93,7 @@ class CameraTraining:
         stages, held_out: cameras before which things are recognised.
 
     Raises:
-        UsageError: before no scene enough is recognised, or nothing moves that `statistics+` could learn about.
+        UsageError: before no scene enough is recognised.
     """
 
     def __init__(
@@ -113,27 +105,14 @@ class CameraTraining:
         device: torch.device | str = "cpu",
         progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
     ) -> None:
-        if recipe.rule == "statistics+" and not backbone.moving:
-            raise UsageError(f"rule: 'statistics+' expected batch normalisation, found none in {backbone.name}")
         self.recipe, place = recipe, torch.device(device)
         backbone.model.to(place)
         self.learner = learner = Learner(backbone, Objective(), _no_statistics(backbone.features), place)
-        moves = recipe.rule == "statistics+"
-        moments = partial(measure_moments, learner) if moves else None
-        looked = [
-            build_stages(*part, learner.frozen, SCENE_VIEWS, recipe.seed, progress, moments)
-            for part in (scenes, held_out_scenes)
-        ]
-        self.stages, self.held_out = looked
-        size, features = backbone.norms.size, backbone.features
-        self.rule: SceneRule
-        if moves:
-            self.rule = strong = StatisticsPlus(size, features, backbone.moving, seed=recipe.seed).to(place)
-            self._strength = StrengthTrainer(strong, learner, self.stages, SceneRecipe())
-        else:
-            self.rule = bent = ForwardPlus(size, features, seed=recipe.seed).to(place)
-            self._robust = RobustTrainer(bent, learner, self.stages, SceneRecipe())
-            self._map = SceneMapTrainer(bent, learner, self.stages, SceneRecipe(recipe.episodes))
+        self.stages = build_stages(*scenes, learner.frozen, SCENE_VIEWS, recipe.seed, progress)
+        self.held_out = build_stages(*held_out_scenes, learner.frozen, SCENE_VIEWS, recipe.seed, progress)
+        self.rule = ForwardPlus(backbone.norms.size, backbone.features, seed=recipe.seed).to(place)
+        self._robust = RobustTrainer(self.rule, learner, self.stages, SceneRecipe())
+        self._map = SceneMapTrainer(self.rule, learner, self.stages, SceneRecipe(recipe.episodes))
         self._episodes = _held_out_episodes(self.held_out, learner.source.theta, 0.15)
         self._steps = _held_out_episodes(self.held_out, learner.source.theta, 0.0)
         self._facts = {**asdict(recipe), "backbone": _digest(backbone, self.stages)}
@@ -146,13 +125,6 @@ class CameraTraining:
             SinkError: the resume file cannot be written.
         """
         recipe = self.recipe
-        if recipe.rule == "statistics+":
-            loop = LoopRecipe(recipe.strength_updates, recipe.seed, recipe.score_every)
-            part = None if resume is None else resume.with_name(f"{resume.name}.0")
-            score = partial(self._strength.score, self._episodes)
-            yield from meta_train(self._strength, score, loop, part, self._facts)
-            self.rule.to("cpu")
-            return
         first, second = (None if resume is None else resume.with_name(f"{resume.name}.{part}") for part in range(2))
         last = Progress(0, 0.0, None, 0.0)
         if second is None or not second.exists():

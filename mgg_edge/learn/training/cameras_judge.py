@@ -6,19 +6,16 @@ other things are named under it. Truth is what the frozen model says of the clea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mgg_edge.learn.rules.forward_plus import ForwardPlus
-from mgg_edge.learn.rules.scene import SceneRule
 from mgg_edge.learn.training.learner import Learner
-from mgg_edge.learn.training.scene_map import Adapted, adapted, agreement
-from mgg_edge.learn.training.scene_statistics import measure_moments
-from mgg_edge.learn.training.stages import Episode, build_stages, draw_episode
+from mgg_edge.learn.training.scene_map import agreement, theta_of
+from mgg_edge.learn.training.stages import build_stages, draw_episode
 from mgg_edge.scenes.corruptions import BENCHMARK_KINDS, corrupt
 from mgg_edge.scenes.domains import Domain
 from mgg_edge.scenes.objects import CutOut, Scene
@@ -35,23 +32,16 @@ MAX_CLEAR_LOST = 0.02
 
 @dataclass(frozen=True)
 class WeatherRow:
-    """Shares of frames named as in clear weather.
-
-    Attributes:
-        weather: its name.
-        frozen: by the source model.
-        robust: under θ₀ + δ, always; None of a rule that has no δ.
-        adapted: by the rule, behind its gate.
-    """
+    """Shares of frames named as in clear weather. Attributes: weather; frozen; robust, under θ₀ + δ; adapted."""
 
     weather: str
     frozen: float
-    robust: float | None
+    robust: float
     adapted: float
 
 
 def judge_rule(
-    rule: SceneRule,
+    rule: ForwardPlus,
     learner: Learner,
     scenes: Sequence[Scene],
     cut_outs: Sequence[CutOut],
@@ -62,21 +52,18 @@ def judge_rule(
     Raises:
         UsageError: before no scene enough is recognised.
     """
-    moments = partial(measure_moments, learner) if rule.moves_statistics else None
-    stages = build_stages(scenes, cut_outs, learner.frozen, VIEWS, SEED, progress, moments)[:MAX_CAMERAS]
+    stages = build_stages(scenes, cut_outs, learner.frozen, VIEWS, SEED, progress)[:MAX_CAMERAS]
     theta, rows = learner.source.theta, []
     for number, kind in enumerate(("clear", *BENCHMARK_KINDS)):
         rng = np.random.default_rng([SEED, number])
         episodes = [draw_episode(stage, _weather(kind), theta, WINDOW, AIM, rng) for stage in stages]
-
-        def share(ways: Iterable[Adapted], episodes: Sequence[Episode] = episodes) -> float:
-            return agreement(learner, list(zip(ways, episodes, strict=True)))
-
-        name = kind if kind == "clear" else f"{kind}@{SEVERITY}"
-        frozen = share([Adapted(theta)] * len(episodes))
-        always = theta + rule.robust.detach() if isinstance(rule, ForwardPlus) else None
-        robust = None if always is None else share([Adapted(always)] * len(episodes))
-        rows.append(WeatherRow(name, frozen, robust, share(adapted(rule, learner, one) for one in episodes)))
+        ways = (
+            [theta for _ in episodes],
+            [theta + rule.robust.detach() for _ in episodes],
+            [theta_of(rule, learner, episode) for episode in episodes],
+        )
+        shares = (agreement(learner, list(zip(way, episodes, strict=True))) for way in ways)
+        rows.append(WeatherRow(kind if kind == "clear" else f"{kind}@{SEVERITY}", *shares))
         progress("weathers", number + 1, 1 + len(BENCHMARK_KINDS))
     return rows
 

@@ -11,34 +11,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, NamedTuple, TypeVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mgg_edge.errors import UsageError
-from mgg_edge.learn.backbone import CLEAN, NORM_STATISTICS
 from mgg_edge.learn.rules.forward_plus import ForwardPlus
-from mgg_edge.learn.rules.scene import SceneRule
-from mgg_edge.learn.rules.statistics_plus import StatisticsPlus
 from mgg_edge.learn.rules.window import WINDOWS, WindowRule, WindowStatistics
 from mgg_edge.learn.training.gradient import principal_directions
 from mgg_edge.learn.training.learner import Learner
 from mgg_edge.learn.training.optimiser import RULE_RATES
-from mgg_edge.learn.training.stages import STATISTICS_BATCH, Episode, Stage, clear_shift, draw_episode
-from mgg_edge.scenes.domains import Domain, draw_domain
+from mgg_edge.learn.training.stages import Episode, Stage, clear_shift, draw_episode
+from mgg_edge.scenes.domains import draw_domain
 
 __all__ = [
-    "Adapted",
     "RobustTrainer",
     "SceneMapTrainer",
     "SceneRecipe",
-    "SceneTrainer",
-    "adapted",
     "agreement",
-    "answers",
-    "clean_statistics",
     "distance",
     "logits_under",
     "observe",
@@ -123,63 +115,10 @@ class RobustTrainer:
     def score(self, episodes: Sequence[Episode]) -> float:
         """Agreement of the aim under θ₀ + δ with the frozen model's clear view."""
         theta = self.learner.source.theta + self.rule.robust.detach()
-        return agreement(self.learner, [(Adapted(theta), episode) for episode in episodes])
+        return agreement(self.learner, [(theta, episode) for episode in episodes])
 
 
-RuleT = TypeVar("RuleT", bound=SceneRule)
-
-
-class SceneTrainer(Generic[RuleT]):
-    """What all rules of cameras share: episodes, the gate that is measured, the score.
-
-    Args:
-        rule: its numbers are changed.
-        learner: the model that adapts; its statistics are not looked at, each camera has its own.
-        stages: the cameras.
-        recipe: how to train.
-    """
-
-    def __init__(self, rule: RuleT, learner: Learner, stages: Sequence[Stage], recipe: SceneRecipe) -> None:
-        self.rule, self.learner, self.stages, self.recipe = rule, learner, stages, recipe
-
-    def prepare(self, rng: np.random.Generator) -> None:
-        """Set Q and the thresholds by what weather does to the statistics and what passing things do."""
-        rule = self.rule
-        weathered = torch.cat([self._shift(self._draw(rng, SCALE_WINDOW)) for _ in range(SCALE_EPISODES)])
-        clear = self._clear_shifts(rng, SCALE_WINDOW)
-        with torch.no_grad():
-            scale = clear.square().mean(0).sqrt().clamp(min=1e-12)
-            rule.shift_scale.copy_(scale)
-            rule.read.copy_(telling_directions(weathered / scale, clear / scale, rule.rank))
-            for place, window in enumerate(WINDOWS):
-                hidden = (self._clear_shifts(rng, window) / scale) @ rule.read.cpu().T
-                near = hidden.square().mean(1).log().quantile(CLEAR_SHARE)
-                rule.log_threshold[place] = near + THRESHOLD_MARGIN
-
-    def score(self, episodes: Sequence[Episode]) -> float:
-        """Agreement of the aim with the frozen model's clear view, over fixed episodes."""
-        return agreement(self.learner, [(adapted(self.rule, self.learner, one), one) for one in episodes])
-
-    def _weather(self, rng: np.random.Generator) -> Domain:
-        return draw_domain(rng, 0.0)
-
-    def _draw(self, rng: np.random.Generator, window: int) -> Episode:
-        stage = self.stages[int(rng.integers(len(self.stages)))]
-        few = bool(rng.random() < self.recipe.few_share)
-        return draw_episode(stage, self._weather(rng), self.learner.source.theta, window, self.recipe.aim, rng, few=few)
-
-    def _shift(self, episode: Episode) -> Tensor:
-        return observe(self.rule, self.learner, episode)[0].shift.cpu()
-
-    def _clear_shifts(self, rng: np.random.Generator, window: int) -> Tensor:
-        """Z f[n, 2D] of cameras in clear weather, half of them with few things in view; nothing is computed anew."""
-        stages = [self.stages[int(rng.integers(len(self.stages)))] for _ in range(CLEAR_WINDOWS)]
-        return torch.stack(
-            [clear_shift(stage, window, rng, few=bool(number % 2)) for number, stage in enumerate(stages)]
-        )
-
-
-class SceneMapTrainer(SceneTrainer[ForwardPlus]):
+class SceneMapTrainer:
     """P from the gradients of many episodes at once, δ a little further by their mean.
 
     Updates one episode at a time were tried and lose to chance: what one weather asks of 42,000 scalars is mostly
@@ -194,11 +133,22 @@ class SceneMapTrainer(SceneTrainer[ForwardPlus]):
         recipe: how to train.
     """
 
+    def __init__(self, rule: ForwardPlus, learner: Learner, stages: Sequence[Stage], recipe: SceneRecipe) -> None:
+        self.rule, self.learner, self.stages, self.recipe = rule, learner, stages, recipe
+
     def prepare(self, rng: np.random.Generator) -> None:
-        """Measure the gate; begin without a bend."""
-        super().prepare(rng)
+        """Set Q and the thresholds by what weather does to the statistics and what passing things do."""
+        weathered = torch.cat([self._shift(self._draw(rng, SCALE_WINDOW)) for _ in range(SCALE_EPISODES)])
+        clear = self._clear_shifts(rng, SCALE_WINDOW)
         with torch.no_grad():
+            scale = clear.square().mean(0).sqrt().clamp(min=1e-12)
+            self.rule.shift_scale.copy_(scale)
+            self.rule.read.copy_(telling_directions(weathered / scale, clear / scale, self.rule.rank))
             self.rule.write.zero_()
+            for place, window in enumerate(WINDOWS):
+                hidden = (self._clear_shifts(rng, window) / scale) @ self.rule.read.cpu().T
+                near = hidden.square().mean(1).log().quantile(CLEAR_SHARE)
+                self.rule.log_threshold[place] = near + THRESHOLD_MARGIN
 
     def round(self, seed: Sequence[int]) -> Iterator[float]:
         """Gather the gradients of one round, yielding the loss of each episode; `step` uses them."""
@@ -233,6 +183,17 @@ class SceneMapTrainer(SceneTrainer[ForwardPlus]):
         ways = [theta_of(self.rule, self.learner, one) - one.source.theta for one in episodes]
         self.rule.radius = float(RADIUS_MARGIN * max(way.norm() for way in ways))
 
+    def score(self, episodes: Sequence[Episode]) -> float:
+        """Agreement of the aim under θ with the frozen model's clear view, over fixed episodes."""
+        return agreement(self.learner, [(theta_of(self.rule, self.learner, one), one) for one in episodes])
+
+    def _draw(self, rng: np.random.Generator, window: int) -> Episode:
+        stage = self.stages[int(rng.integers(len(self.stages)))]
+        few = bool(rng.random() < self.recipe.few_share)
+        return draw_episode(
+            stage, draw_domain(rng, 0.0), self.learner.source.theta, window, self.recipe.aim, rng, few=few
+        )
+
     def _look(self, episode: Episode) -> tuple[Tensor, float]:
         """Tanh h f[r] of the window, and the frozen model's loss on it."""
         with torch.no_grad():
@@ -253,6 +214,16 @@ class SceneMapTrainer(SceneTrainer[ForwardPlus]):
                     theta = theta + mean * way[:, 0] + bend * (way[:, 1:] @ hidden)
                 found.append(float(distance(logits_under(self.learner, theta, episode.aim), episode.aim_target)))
         return float(np.mean(found))
+
+    def _shift(self, episode: Episode) -> Tensor:
+        return observe(self.rule, self.learner, episode)[0].shift.cpu()
+
+    def _clear_shifts(self, rng: np.random.Generator, window: int) -> Tensor:
+        """Z f[n, 2D] of cameras in clear weather, half of them with few things in view; nothing is computed anew."""
+        stages = [self.stages[int(rng.integers(len(self.stages)))] for _ in range(CLEAR_WINDOWS)]
+        return torch.stack(
+            [clear_shift(stage, window, rng, few=bool(number % 2)) for number, stage in enumerate(stages)]
+        )
 
 
 def telling_directions(weathered: Tensor, clear: Tensor, rank: int) -> Tensor:
@@ -300,72 +271,12 @@ def logits_under(learner: Learner, theta: Tensor, frames: Tensor) -> Tensor:
     return backbone.forward(frames.to(learner.device), backbone.split(theta.reshape(-1)), learner.constants)[0]
 
 
-class Adapted(NamedTuple):
-    """What a rule made of an episode's window.
-
-    Attributes:
-        theta: f[N] or f[1, N].
-        statistics: f[M] that batch normalisation normalises with, and how strongly; None for the source's.
-        strength: f[M], likewise.
-    """
-
-    theta: Tensor
-    statistics: Tensor | None = None
-    strength: Tensor | None = None
-
-
-def adapted(rule: SceneRule, learner: Learner, episode: Episode) -> Adapted:
-    """What the rule makes of an episode's window, behind its gate; without gradients."""
-    if not isinstance(rule, StatisticsPlus):
-        return Adapted(theta_of(rule, learner, episode))
-    with torch.no_grad():
-        seen = observe(rule, learner, episode)[0]
-        share = rule.share(rule.read_out(seen), seen.frames)[0]
-        clean = clean_statistics(episode)
-        moved = clean + share * (moved_by(rule, learner, episode) - clean)
-    return Adapted(episode.source.theta, moved, rule.strength.detach())
-
-
-def moved_by(rule: StatisticsPlus, learner: Learner, episode: Episode) -> Tensor:
-    """Statistics f[M] after the window's batches, as steps on the device move them; without gradients."""
-    backbone, found, constants = learner.backbone, clean_statistics(episode), constants_of(learner, episode)
-    norms, strength = backbone.split(episode.source.theta), rule.strength.detach()
-    with torch.no_grad():
-        for part in episode.window.to(learner.device).split(STATISTICS_BATCH):
-            found = backbone.forward_moving(part, norms, constants, found, strength=strength).moved[NORM_STATISTICS]
-    return found
-
-
-def constants_of(learner: Learner, episode: Episode) -> dict[str, Tensor]:
-    """The backbone's numbers, with the camera's clean statistics."""
-    return learner.constants | {CLEAN: clean_statistics(episode)}
-
-
-def clean_statistics(episode: Episode) -> Tensor:
-    """F[M] of batch normalisation before this camera while all is well.
-
-    Raises:
-        ValueError: the camera was looked at without.
-    """
-    if episode.source.norm_statistics is None:
-        raise ValueError("episode: expected statistics of batch normalisation, found none")
-    return episode.source.norm_statistics
-
-
-def answers(learner: Learner, under: Adapted, episode: Episode) -> Tensor:
-    """Logits f[Q, C] of the aimed-at frames."""
-    if under.statistics is None:
-        return logits_under(learner, under.theta, episode.aim)
-    backbone, frames = learner.backbone, episode.aim.to(learner.device)
-    norms, constants = backbone.split(under.theta.reshape(-1)), constants_of(learner, episode)
-    return backbone.forward(frames, norms, constants, under.statistics, under.strength)[0]
-
-
-def agreement(learner: Learner, pairs: Sequence[tuple[Adapted, Episode]]) -> float:
-    """Share of aimed-at frames that are named as the frozen model names the clear view, each as its window says."""
+def agreement(learner: Learner, pairs: Sequence[tuple[Tensor, Episode]]) -> float:
+    """Share of aimed-at frames that θ names as the frozen model names the clear view, each under its own θ."""
     with torch.no_grad():
         right = [
-            answers(learner, under, episode).argmax(1).cpu() == episode.aim_target.argmax(1) for under, episode in pairs
+            logits_under(learner, theta, episode.aim).argmax(1).cpu() == episode.aim_target.argmax(1)
+            for theta, episode in pairs
         ]
     return float(torch.cat(right).double().mean())
 

@@ -24,9 +24,7 @@ from mgg_edge.scenes.domains import Domain
 from mgg_edge.scenes.objects import CutOut, Scene, place
 
 __all__ = [
-    "STATISTICS_BATCH",
     "Episode",
-    "Moments",
     "Stage",
     "build_stages",
     "clear_shift",
@@ -40,30 +38,8 @@ TRIAL_SCENES, ALIKE = 6, 0.65  # scenes things are tried before, and the share o
 FEW_OBJECTS = 3  # things in view in the windows of a busy gate or an empty street
 VARIANCE_FLOOR = 1e-12
 CLEAN_DRAWS = 6  # windows the largest clean discrepancy is taken over
-STATISTICS_BATCH = 8  # frames of a step on the device
 Rng = np.random.Generator
 Frozen = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Statistics of batch normalisation of single views, from which those of batches of any of them follow.
-
-    Attributes:
-        each: f16[n, M], biased variances.
-        sizes: of the parts of a row, a layer's means before its variances.
-    """
-
-    each: Tensor
-    sizes: tuple[int, ...]
-
-    def pooled(self, views: NDArray[np.int64], batch: int = STATISTICS_BATCH) -> Tensor:
-        """F[M] that batches of some views have on average: variance within views, and between their means."""
-        parts = self.each[views].float().split(list(self.sizes), dim=1)
-        found = []
-        for mean, variance in zip(parts[::2], parts[1::2], strict=True):
-            found += [mean.mean(0), variance.mean(0) + (1 - 1 / batch) * mean.var(0)]
-        return torch.cat(found)
 
 
 @dataclass(frozen=True)
@@ -76,8 +52,6 @@ class Stage:
         objects: i64[n], which thing stands in each.
         probabilities: f16[n, C], of the frozen model.
         features: f32[n, D], likewise.
-        moments: f16[n, M], the statistics that batch normalisation would have of each view alone; None where no rule
-            wants them.
     """
 
     name: str
@@ -85,7 +59,6 @@ class Stage:
     objects: NDArray[np.int64]
     probabilities: Tensor
     features: Tensor
-    moments: Moments | None = None
 
     def source(self, theta: Tensor, views: NDArray[np.int64], rng: Rng) -> SourceNumbers:
         """What a calibration on some views would know; the clean discrepancy is that of the others."""
@@ -93,8 +66,7 @@ class Stage:
         mean, std = known.mean(0), (known.var(0, unbiased=True) + VARIANCE_FLOOR).sqrt()
         discrepancy = torch.tensor([self._discrepancy(mean, std, window, rng) for window in CLEAN_WINDOWS])
         own = [part.float().to(theta.device) for part in (mean, std, discrepancy)]
-        moving = None if self.moments is None else self.moments.pooled(views).to(theta.device)
-        return SourceNumbers(theta, own[0], own[1], own[2], moving)
+        return SourceNumbers(theta, *own)
 
     def _discrepancy(self, mean: Tensor, std: Tensor, window: int, rng: Rng) -> float:
         found = []
@@ -132,7 +104,6 @@ def build_stages(
     views: int,
     seed: int,
     progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
-    moments: Callable[[Tensor], Moments] | None = None,
 ) -> list[Stage]:
     """Cameras before which things are recognised.
 
@@ -143,7 +114,6 @@ def build_stages(
         views: of each scene, before those the model is not sure of are left out.
         seed: of what is drawn.
         progress: called with a stage's name, and how much of how much of it is done.
-        moments: statistics of single frames u8[n, H, W, 3], where a rule wants them.
 
     Raises:
         UsageError: few things are recognised, or before no scene enough.
@@ -168,9 +138,8 @@ def build_stages(
         ).numpy()
         if sure.sum() >= LEAST_VIEWS and len(np.unique(objects[sure])) >= LEAST_VIEWS // 4:
             kept = torch.from_numpy(sure)
-            own = None if moments is None else moments(torch.from_numpy(frames[sure]))
             found.append(
-                Stage(scene.name, frames[sure], objects[sure], probabilities[kept].half(), features[kept].float(), own)
+                Stage(scene.name, frames[sure], objects[sure], probabilities[kept].half(), features[kept].float())
             )
         progress("scenes", number + 1, len(scenes))
     if not found:
