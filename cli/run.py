@@ -54,7 +54,7 @@ def run(
         list[str] | None,
         typer.Option(
             help="Video, picture, folder, 'pattern*', list.txt, camera number, /dev/video0, rtsp:// http(s):// udp:// "
-            "address or GStreamer pipeline; NAME=… names it; again for each further camera.",
+            "address, - for standard input, or GStreamer pipeline; NAME=… names it; again for each further camera.",
             envvar="MGG_EDGE_SOURCE",
             show_default=False,
         ),

@@ -165,11 +165,11 @@ class UdpStream:
 
 
 class RtspStream:
-    """MPEG-TS in RTP, interleaved in one RTSP connection; asks for basic credentials if given some."""
+    """MPEG-TS in RTP, interleaved in one RTSP connection, or by datagrams alone; may ask for basic credentials."""
 
-    def __init__(self, port: int = 0, authorization: str | None = None) -> None:
+    def __init__(self, port: int = 0, authorization: str | None = None, *, datagrams: bool = False) -> None:
         self.asked: list[str] = []
-        self._authorization = authorization
+        self._authorization, self._datagrams, self._client_port = authorization, datagrams, 0
         self._socket = socket.create_server(("127.0.0.1", port))
         self.port = self._socket.getsockname()[1]
         self._clients: list[socket.socket] = []
@@ -244,21 +244,31 @@ class RtspStream:
             return (
                 f"RTSP/1.0 200 OK\r\n{common}Content-Type: application/sdp\r\nContent-Length: {len(body)}\r\n\r\n{body}"
             )
+        if method == "SETUP" and self._datagrams:
+            if "/TCP" in headers["transport"]:
+                return f"RTSP/1.0 461 Unsupported Transport\r\n{common}\r\n"
+            ports = headers["transport"].rpartition("client_port=")[2]
+            self._client_port = int(ports.partition("-")[0])
+            both = f"client_port={ports};server_port=6970-6971"
+            return f"RTSP/1.0 200 OK\r\n{common}Transport: RTP/AVP;unicast;{both}\r\n\r\n"
         if method == "SETUP":
             return f"RTSP/1.0 200 OK\r\n{common}Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\n\r\n"
         return f"RTSP/1.0 200 OK\r\n{common}\r\n"
 
     def _play(self, client: socket.socket, lock: threading.Lock) -> None:
         number = 0
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             for index, piece in enumerate(transport_stream(1500)):
                 if self._ended.wait(1 / RATE):
                     return
                 for start in range(0, len(piece), 1316):
                     payload = piece[start : start + 1316]
                     head = struct.pack(">BBHII", 0x80, 33, number & 0xFFFF, index * (90000 // RATE), 7)
-                    with lock:
-                        client.sendall(struct.pack(">cBH", b"$", 0, len(head) + len(payload)) + head + payload)
+                    if self._datagrams:
+                        sender.sendto(head + payload, ("127.0.0.1", self._client_port))
+                    else:
+                        with lock:
+                            client.sendall(struct.pack(">cBH", b"$", 0, len(head) + len(payload)) + head + payload)
                     number += 1
 
 

@@ -210,7 +210,9 @@ class TestRule:
 
         save_rule(tmp_path / "x.safetensors", ForwardPlus(6, 4, rank=2), {})
         assert load_rule(tmp_path / "x.safetensors", 6, 4).name == "forward+"
-        with pytest.raises(WeightsError, match="learned for N = 6 scalars and D = 4 features; the backbone has 6 and 5"):
+        with pytest.raises(
+            WeightsError, match="learned for N = 6 scalars and D = 4 features; the backbone has 6 and 5"
+        ):
             load_rule(tmp_path / "x.safetensors", 6, 5)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import itertools
@@ -17,8 +18,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
-from mgg_edge.errors import SourceError
+from mgg_edge.errors import SourceError, UsageError
 from mgg_edge.runtime.sources import decoder, source_live
 from mgg_edge.runtime.sources.decoder import Decoder, EndedError
 from mgg_edge.runtime.sources.decoder_link import MAX_MESSAGE_BYTES, PixelMemory, pack_message, take_message
@@ -52,6 +54,20 @@ def nothing_left_behind() -> Iterator[None]:
     before = set(children())
     yield
     assert set(children()) <= before, "a decoding process was left behind"
+
+
+@contextlib.contextmanager
+def served_files(folder: Path) -> Iterator[str]:
+    """A web server of the files in a folder; its address."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
 
 
 # --- pictures
@@ -298,6 +314,65 @@ def test_an_rtsp_stream_cut_and_restored() -> None:
     assert stream.asked.count("PLAY") == 2
 
 
+def test_an_rtsp_camera_that_can_only_do_datagrams() -> None:
+    with RtspStream(datagrams=True) as stream, open_source(stream.address, QUICK) as source:
+        assert (source.width, source.height) == (64, 48)
+        assert len(list(itertools.islice(source, 10))) == 10
+    assert stream.asked.count("SETUP") == 2
+
+
+def test_a_picture_at_an_address_is_asked_for_again_and_again(tmp_path: Path) -> None:
+    address, (first, second) = tmp_path / "snapshot.jpg", pictures(2, 48, 64)
+    Image.fromarray(first).save(address)
+    with served_files(tmp_path) as base, open_source(f"{base}/snapshot.jpg#every=0.2", QUICK) as source:
+        assert source.live
+        assert source.rate == 5
+        frames = iter(source)
+        shown = [next(frames) for _ in range(4)]
+        assert shown[3].time_s - shown[0].time_s >= 0.5
+        assert all(mean_difference(frame.image, first) < 25 for frame in shown)
+        replacement = tmp_path / "new.jpg"
+        Image.fromarray(second).save(replacement)
+        replacement.replace(address)
+        assert any(mean_difference(frame.image, second) < 25 for frame in itertools.islice(frames, 10))
+        address.unlink()
+        threading.Timer(1.5, Image.fromarray(first).save, (address,)).start()
+        assert next(frame for frame in frames if source.stats.reconnects)
+    with pytest.raises(UsageError, match=r"every: expected at least 0\.05 seconds, found 0"):
+        open_source("http://127.0.0.1/snapshot.jpg#every=0")
+
+
+def test_a_named_pipe_is_read_to_its_end(tmp_path: Path) -> None:
+    pipe, data = tmp_path / "pipe", write_video(tmp_path / "x.ts", pictures(40), codec="mpeg4").read_bytes()
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(data,))
+    writer.start()
+    with open_source(str(pipe), QUICK) as source:
+        assert not source.live
+        assert len(list(source)) == 40
+    writer.join()
+
+
+def test_standard_input_is_read_to_its_end(tmp_path: Path) -> None:
+    code = "from mgg_edge.runtime.sources.source_open import open_source\n"
+    code += "with open_source('-') as source: print(source.name, len(list(source)))"
+    path = write_video(tmp_path / "x.ts", pictures(40), codec="mpeg4")
+    words = [sys.executable, "-c", code]
+    piped = subprocess.run(words, input=path.read_bytes(), capture_output=True, check=True, timeout=60)
+    with path.open("rb") as file:
+        redirected = subprocess.run(words, stdin=file, capture_output=True, check=True, timeout=60)
+    assert piped.stdout == redirected.stdout == b"standard input 40\n"
+
+
+def test_a_terminal_is_no_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    main_end, terminal = os.openpty()
+    with os.fdopen(terminal) as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        with pytest.raises(UsageError, match="expected a video on standard input, found a terminal"):
+            open_source("-")
+    os.close(main_end)
+
+
 def test_a_silent_udp_sender_is_waited_for_again_and_again() -> None:
     port = free_port()
     sender = UdpStream(port)
@@ -328,20 +403,10 @@ def test_the_picture_size_may_change_with_a_reconnection() -> None:
 
 
 def test_a_recording_at_an_address_ends_and_is_not_played_again(tmp_path: Path) -> None:
-    import functools
-    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
     write_video(tmp_path / "clip.mp4", pictures(40), codec="mpeg4", movflags="faststart")
-    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=tmp_path)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        with open_source(f"http://127.0.0.1:{server.server_address[1]}/clip.mp4", QUICK) as source:
-            assert len(list(source)) == 40
-            assert source.stats.disconnects == 0
-        server.shutdown()
+    with served_files(tmp_path) as base, open_source(f"{base}/clip.mp4", QUICK) as source:
+        assert len(list(source)) == 40
+        assert source.stats.disconnects == 0
 
 
 def test_a_playlist_from_the_network_reads_no_file_of_this_machine(tmp_path: Path) -> None:

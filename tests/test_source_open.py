@@ -41,8 +41,8 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 @pytest.mark.parametrize(
     ("text", "reader", "address", "setting"),
     [
-        ("rtsp://10.0.0.7/live", "ffmpeg", "rtsp://10.0.0.7/live", ("rtsp_transport", "tcp")),
-        ("RTSPS://camera/live", "ffmpeg", "RTSPS://camera/live", ("rtsp_transport", "tcp")),
+        ("rtsp://10.0.0.7/live", "ffmpeg", "rtsp://10.0.0.7/live", ("rtsp_flags", "prefer_tcp")),
+        ("RTSPS://camera/live", "ffmpeg", "RTSPS://camera/live", ("rtsp_flags", "prefer_tcp")),
         (
             "http://10.0.0.7:81/video",
             "ffmpeg",

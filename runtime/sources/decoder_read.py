@@ -1,6 +1,8 @@
 """Opening and reading of a live source, inside the decoding process.
 
 {"reader": "ffmpeg", "address": …, "format": …, "options": {…}}     network streams and cameras, by PyAV
+                                              "ends": true          a pipe: its end is the end
+{"reader": "snapshots", "address": …, "options": {…}, "every_s": 1}  one picture at a time, asked for again and again
 {"reader": "gstreamer", "address": pipeline}                         by OpenCV, where it was built with GStreamer
 {"reader": "synthetic", "address": …}                                made here, with faults
 """
@@ -10,7 +12,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -58,11 +60,36 @@ def open_reader(request: Mapping[str, Any]) -> Reader:
         SourceError: it cannot be opened.
         MissingDependencyError: OpenCV is absent, or has no GStreamer.
     """
-    readers = {"ffmpeg": _open_ffmpeg, "gstreamer": _open_gstreamer, "synthetic": _open_synthetic}
+    readers = {
+        "ffmpeg": _open_ffmpeg, "snapshots": _open_snapshots, "gstreamer": _open_gstreamer, "synthetic": _open_synthetic
+    }  # fmt: skip
     return readers[request["reader"]](request)
 
 
 def _open_ffmpeg(request: Mapping[str, Any]) -> Reader:
+    container, stream = _open_stream(request)
+    finite = bool(request.get("ends")) or _has_end(container)
+    return Reader(usable_rate(stream), finite, _decode(container, stream))
+
+
+def _open_snapshots(request: Mapping[str, Any]) -> Reader:
+    every_s = float(request["every_s"])
+    return Reader(Fraction(1 / every_s).limit_denominator(1001), False, _snapshots(request, every_s))
+
+
+def _snapshots(request: Mapping[str, Any], every_s: float) -> Iterator[DecodedPicture]:
+    while True:
+        due_s = time.monotonic() + every_s
+        container, stream = _open_stream(request)
+        with container:
+            picture = next(_decode(container, stream), None)
+        if picture is None:
+            raise SourceError("expected a picture at that address, found none")
+        yield replace(picture, time_s=None)
+        time.sleep(max(0.0, due_s - time.monotonic()))
+
+
+def _open_stream(request: Mapping[str, Any]) -> tuple[av.container.InputContainer, av.VideoStream]:
     open_s, stall_s = float(request["open_timeout_s"]), float(request["stall_timeout_s"])
     try:
         container = av.open(
@@ -85,7 +112,7 @@ def _open_ffmpeg(request: Mapping[str, Any]) -> Reader:
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     # Frame threads would hold back one picture for each of them.
     stream.thread_type = "SLICE"
-    return Reader(usable_rate(stream), _has_end(container), _decode(container, stream))
+    return container, stream
 
 
 def _has_end(container: av.container.InputContainer) -> bool:

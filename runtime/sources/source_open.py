@@ -6,7 +6,9 @@ The first rule that fits decides:
     demo                            characters under changing weather, what `mgg-edge demo` reads (a file: ./demo)
     synthetic:OPTIONS               `SyntheticSource`
     a pipeline with ` ! ` in it     GStreamer, by OpenCV
+    -                               standard input, to its end (MPEG-TS, Matroska); likewise a named pipe
     rtsp:// rtsps:// http:// https:// udp://      a stream, by FFmpeg; http(s) also a file at that address
+    http(s)://…/snapshot.jpg#every=1              a picture, asked for again every second
     v4l2:///dev/video0?width=1280&height=720&fps=30&format=mjpeg      a camera with settings
     file:///PATH                    the path
     digits, such as 0               camera /dev/video0 (a file of that name: ./0)
@@ -25,8 +27,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import sys
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +46,8 @@ from mgg_edge.runtime.sources.video import VideoSource
 __all__ = ["open_source", "split_name", "suggest_name"]
 
 _NAMED = re.compile(r"([A-Za-z][A-Za-z0-9_-]{0,31})=(.+)", re.DOTALL)
+_EVERY = re.compile(r"every=(\d{1,4}(?:\.\d+)?)")
+_LEAST_EVERY_S = 0.05
 _CAMERA_OPTIONS = {"width": r"\d{1,5}", "height": r"\d{1,5}", "fps": r"\d{1,4}(\.\d+)?", "format": r"[a-z0-9]{2,12}"}
 ENCODE = (
     "special characters of a name or password must be percent-encoded: / is %2F, ? is %3F, # is %23, @ is %40, "
@@ -70,9 +76,9 @@ def open_source(
     if isinstance(source, str):
         if not source.strip() or "\0" in source:
             raise UsageError("source: expected a path or an address, found an empty text or one with a null byte")
-        return _open_special(source, options) or _open_path(source, strict)
+        return _open_special(source, options) or _open_path(source, options, strict=strict)
     if isinstance(source, os.PathLike):
-        return _open_path(os.fspath(source), strict)
+        return _open_path(os.fspath(source), options, strict=strict)
     if isinstance(source, Iterable):
         pictures: Iterable[Any] = source
         return IteratorSource(pictures)
@@ -90,6 +96,8 @@ def split_name(text: str) -> tuple[str | None, str]:
 def suggest_name(text: str, index: int) -> str:
     """A short name without credentials for an unnamed source, from its file, host or camera number."""
     scheme = scheme_of(text)
+    if text == "-":
+        return "stdin"
     if text.isdecimal() or text.startswith("/dev/video") or scheme == "v4l2":
         found = re.search(r"\d+", text.rpartition("/")[2])
         return f"camera{found.group() if found else index}"
@@ -119,6 +127,8 @@ def _host(text: str) -> str:
 def _open_special(text: str, options: LiveOptions | None) -> FrameSource | None:
     if text == "demo":
         return DemoSource()
+    if text == "-":
+        return _open_standard_input(options)
     if text.startswith("synthetic:"):
         synthetic = SyntheticOptions.parse(text)
         request = {"reader": "synthetic", "address": text}
@@ -135,14 +145,13 @@ def _open_special(text: str, options: LiveOptions | None) -> FrameSource | None:
     if scheme is not None and not Path(text).exists():
         known = ", ".join(f"{name}://" for name in (*SCHEMES, "v4l2", "file"))
         raise UsageError(f"source: {redact(text)}: expected one of {known}, found {scheme}://")
-    if text.isdecimal():
-        return _open_camera(f"v4l2:///dev/video{int(text)}", options)
-    if text.startswith("/dev/video"):
-        return _open_camera(f"v4l2://{text}", options)
+    if text.isdecimal() or text.startswith("/dev/video"):
+        device = f"/dev/video{int(text)}" if text.isdecimal() else text
+        return _open_camera(f"v4l2://{device}", options)
     return None
 
 
-def _open_path(text: str, strict: bool = False) -> FrameSource:
+def _open_path(text: str, options: LiveOptions | None = None, *, strict: bool = False) -> FrameSource:
     path = Path(text)
     if "@" in text and not path.exists():
         raise UsageError(f"source: ***@{_after_user(text)}: no such file; an address begins with its scheme, rtsp://…")
@@ -154,7 +163,21 @@ def _open_path(text: str, strict: bool = False) -> FrameSource:
         return FileSequence(text, files_listed(path))
     if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file():
         return FileSequence(text, [path])
+    if path.is_fifo():
+        return _open_pipe(text, text, options)
     return VideoSource(path, strict=strict)
+
+
+def _open_standard_input(options: LiveOptions | None) -> FrameSource:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError("source: expected a video on standard input, found a terminal; … | mgg-edge run --source -")
+    # Opened anew by the decoding process, whose own standard input is another.
+    return _open_pipe(f"/proc/{os.getpid()}/fd/{sys.stdin.fileno()}", "standard input", options)
+
+
+def _open_pipe(path: str, name: str, options: LiveOptions | None) -> FrameSource:
+    settings = {"protocol_whitelist": "file"}
+    return LiveSource({"reader": "ffmpeg", "address": f"file:{path}", "options": settings, "ends": True}, name, options)
 
 
 def _open_stream(text: str, scheme: str, options: LiveOptions | None) -> FrameSource:
@@ -172,9 +195,20 @@ def _open_stream(text: str, scheme: str, options: LiveOptions | None) -> FrameSo
     # What is at a web address may be a recording: without these, none of its pictures is left out.
     settings = {"protocol_whitelist": SCHEMES[scheme]} | ({} if scheme in ("http", "https") else LOW_DELAY)
     if scheme in ("rtsp", "rtsps"):
-        settings |= {"rtsp_transport": "tcp", "allowed_media_types": "video"}
+        # Within the connection, where nothing is lost; some cameras can only do datagrams.
+        settings |= {"rtsp_flags": "prefer_tcp", "allowed_media_types": "video"}
     request = {"reader": "ffmpeg", "address": text, "options": settings}
+    if scheme in ("http", "https") and (found := _EVERY.fullmatch(parts.fragment)):
+        return _open_snapshots(request, name, float(found[1]), options or LiveOptions())
     return LiveSource(request, name, options)
+
+
+def _open_snapshots(request: Mapping[str, Any], name: str, every_s: float, options: LiveOptions) -> FrameSource:
+    if not every_s >= _LEAST_EVERY_S:
+        raise UsageError(f"source: {name}: every: expected at least {_LEAST_EVERY_S} seconds, found {every_s:g}")
+    own = {"reader": "snapshots", "address": request["address"].rpartition("#")[0], "every_s": every_s}
+    patience = replace(options, stall_timeout_s=options.stall_timeout_s + every_s)
+    return LiveSource({**request, **own}, name, patience)
 
 
 def _open_camera(text: str, options: LiveOptions | None) -> FrameSource:
