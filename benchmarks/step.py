@@ -1,6 +1,7 @@
 """What a step costs: forward and adaptation step of the exported bundle beside PyTorch, in one run.
 
     python benchmarks/step.py [--backbone NAME] [--batch B] [--threads T] [--repeats R]
+    python benchmarks/step.py --beside tent,eata,sar --compiled     PyTorch's published methods, and torch.compile
 
 Prints a table and, last, one JSON line. Implementations alternate within every repeat, so that a busy machine slows all
 of them;
@@ -21,11 +22,13 @@ import numpy as np
 import torch
 
 from mgg_edge.export import ExportRequest, compose, export_bundle
-from mgg_edge.learn import AdaptStep
+from mgg_edge.learn import AdaptStep, measure_statistics
 from mgg_edge.learn.images import synthetic_frames
+from mgg_edge.learn.methods import Source, build_method
 from mgg_edge.runtime import Bundle
 from mgg_edge.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 
+OURS = ("forward", "step", "torch_forward")
 MAX_UPDATE_DISTANCE = 1e-3  # relative L2, both float32
 
 
@@ -35,10 +38,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--beside", default="", help="published methods in PyTorch, such as tent,eata,sar")
+    parser.add_argument(
+        "--compiled", action="store_true", help="the step in PyTorch by torch.compile; needs a compiler"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
-    step, labels, origins = compose(ExportRequest(options.backbone))
+    request = ExportRequest(options.backbone, image_size=options.image_size, norm_statistics="source")
+    step, labels, origins = compose(request)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.mgg"
         start = time.perf_counter()
@@ -57,7 +66,8 @@ def main() -> None:
 
     size = step.backbone.preprocess
     frames = synthetic_frames(options.batch, size.height, size.width, 0)
-    times_ms = measure(runners(step, engine, frames), options.repeats)
+    run = runners(step, engine, frames) | beside(step, frames, options.beside, compiled=options.compiled)
+    times_ms = measure(run, options.repeats)
     distance = update_distance(step, engine, frames)
     if not distance <= MAX_UPDATE_DISTANCE:
         raise SystemExit(f"the exported update is {distance:.1e} from PyTorch's")
@@ -78,6 +88,23 @@ def runners(step: AdaptStep, engine: OnnxRuntimeEngine, frames: torch.Tensor) ->
         "torch_forward": torch_forward,
         "torch_step": lambda: step.adapt(frames, state, constants),
     }
+
+
+def beside(step: AdaptStep, frames: torch.Tensor, names: str, *, compiled: bool) -> dict[str, Callable[[], object]]:
+    """The same batch in PyTorch: the step compiled, published methods as their authors run them."""
+    constants, state = step.constants(), step.initial_state()
+    found: dict[str, Callable[[], object]] = {}
+    if compiled:
+        fast = torch.compile(step.adapt)
+        found["compiled_step"] = lambda: fast(frames, state, constants)
+    height, width = frames.shape[1:3]
+    pictures = synthetic_frames(64, height, width, 1)
+    source = Source(measure_statistics(step.backbone, pictures.split(8)), pictures)
+    for name in filter(None, names.split(",")):
+        method = build_method(name, step.backbone, source)
+        begun = method.init()
+        found[name] = lambda method=method, begun=begun: method.step(frames, begun)
+    return found
 
 
 def measure(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -107,7 +134,7 @@ def report(options: argparse.Namespace, times_ms: dict[str, list[float]], facts:
         print(f"{name:14} {medians[name]:10.1f} {min(values):8.1f} {max(values):8.1f}")
     ratios = {
         "step_over_forward": medians["step"] / medians["forward"],
-        "torch_step_over_step": medians["torch_step"] / medians["step"],
+        **{f"{name}_over_step": medians[name] / medians["step"] for name in medians if name not in OURS},
     }
     for name, value in {**ratios, **facts}.items():
         print(f"{name:22} {value:.3g}")
