@@ -39,8 +39,9 @@ from PIL import Image
 
 from mgg_edge.errors import MggEdgeError
 from mgg_edge.runtime import Adapter, Bundle, Engine, open_engine
-from mgg_edge.runtime.doctor import package_versions, self_test
+from mgg_edge.runtime.doctor import package_versions
 from mgg_edge.runtime.engines.cuda import open_cuda
+from mgg_edge.runtime.engines.self_test import self_test
 from mgg_edge.state import AdaptState
 
 BATCH, SIDE, SEED = 8, {"efficientnet_lite0": 160}, 20_000

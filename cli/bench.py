@@ -55,7 +55,7 @@ def bench(
     """
     from mgg_edge.cli.display import Stages, log_to_terminal
     from mgg_edge.runtime.bundle.bundle import Bundle
-    from mgg_edge.runtime.engines.onnxruntime_engine import usable_cores
+    from mgg_edge.runtime.engines.threads import usable_cores
 
     console = log_to_terminal()
     count = min(threads or usable_cores(), usable_cores())

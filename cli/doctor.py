@@ -14,7 +14,8 @@ from mgg_edge.cli.engine_name import ENGINE_HELP, EngineName
 from mgg_edge.errors import MissingDependencyError, ParityError
 
 if TYPE_CHECKING:
-    from mgg_edge.runtime.doctor import Environment, SelfTest
+    from mgg_edge.runtime.doctor import Environment
+    from mgg_edge.runtime.engines.self_test import SelfTest
 
 __all__ = ["doctor"]
 
@@ -52,8 +53,8 @@ def doctor(
 
 def _self_test(path: Path, name: EngineName) -> SelfTest:
     from mgg_edge.runtime.bundle.bundle import Bundle
-    from mgg_edge.runtime.doctor import self_test
     from mgg_edge.runtime.engines.engine import open_engine
+    from mgg_edge.runtime.engines.self_test import self_test
 
     bundle = Bundle.load(path)
     engine = open_engine(bundle, name.value)

@@ -6,7 +6,10 @@ from mgg_edge.compat import StrEnum
 
 __all__ = ["ENGINE_HELP", "EngineName"]
 
-ENGINE_HELP = "What computes: TensorRT or ONNX Runtime on the GPU, or the processor; the best that works by default."
+ENGINE_HELP = (
+    "What computes: TensorRT or ONNX Runtime on the GPU, or the processor; the best that works by default. openvino is "
+    "another way of using the processor: steps in half to two thirds of the time."
+)
 
 
 class EngineName(StrEnum):
@@ -16,3 +19,4 @@ class EngineName(StrEnum):
     CPU = "cpu"
     CUDA = "cuda"
     TENSORRT = "tensorrt"
+    OPENVINO = "openvino"

@@ -1,4 +1,4 @@
-"""Facts about the machine, and whether a bundle computes here what it computed where it was made.
+"""Facts about the machine: versions, processor, GPU, and what keeps it from working.
 
 Nothing here imports a package only to learn its version: PyTorch alone takes seconds.
 """
@@ -15,20 +15,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
-from mgg_edge.manifest import Manifest
-from mgg_edge.runtime.bundle.bundle import Bundle
-from mgg_edge.runtime.engines.engine import Engine, has_gpu
-from mgg_edge.runtime.engines.onnxruntime_engine import usable_cores
+from mgg_edge.runtime.engines.engine import has_gpu
 from mgg_edge.runtime.engines.onnxruntime_import import import_onnxruntime
+from mgg_edge.runtime.engines.threads import usable_cores
 
 __all__ = [
-    "LOGITS_LIMIT",
-    "UPDATE_LIMIT",
     "Environment",
-    "SelfTest",
     "engine_providers",
     "environment",
     "gpu_advice",
@@ -36,21 +28,22 @@ __all__ = [
     "jetson_release",
     "package_conflicts",
     "package_versions",
-    "self_test",
-    "update_distance",
 ]
 
 REQUIRED = ("numpy", "safetensors", "av", "pillow")
 ENGINES = ("onnxruntime", "onnxruntime-gpu")
-OPTIONAL = ("tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-bindings", "torch", "torchvision", "timm", "onnx")
+OPTIONAL = (
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu13-bindings",
+    "cuda-bindings",
+    "torch",
+    "torchvision",
+    "timm",
+    "onnx",
+)
 ENGINE_INSTALL = "pip install 'mgg-edge[cpu]'"
 IMPORT_TIMEOUT_S = 60
-
-LOGITS_LIMIT = 1e-3  # largest |difference|; the same that an export must hold
-# Relative L2 of one update, without the thousandth part of θ that strays most: Adam's first update is g/|g|, and where
-# g is near 0 its sign is chance on any processor. A wrong gradient of one layer is more than that.
-UPDATE_LIMIT, LEFT_TO_CHANCE = 1e-2, 1e-3
-HALF_FACTOR = 4.0  # in half precision: times what the export found, which was other pictures' and PyTorch's
 
 
 @dataclass(frozen=True)
@@ -80,48 +73,6 @@ class Environment:
     import_ms: float | None
     advice: tuple[str, ...]
     problems: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class SelfTest:
-    """A bundle's recorded results against this machine's.
-
-    Attributes:
-        engine: name and version of the engine.
-        infer_logits: largest |difference| of the logits of plain inference.
-        settled_logits: the same with θ folded in, or None where the engine does not fold.
-        adapt_logits: largest |difference| of the logits of an adaptation step.
-        update: relative L2 distance of θ's first update from the recorded one, but for what is left to chance.
-        logits_limit: what is allowed of the logits.
-        update_limit: what is allowed of the update.
-    """
-
-    engine: str
-    infer_logits: float
-    settled_logits: float | None
-    adapt_logits: float
-    update: float
-    logits_limit: float = LOGITS_LIMIT
-    update_limit: float = UPDATE_LIMIT
-
-    @property
-    def passed(self) -> bool:
-        """Every difference is within its limit; NaN is not."""
-        return all(found <= limit for _, found, limit in self.rows)
-
-    @property
-    def rows(self) -> tuple[tuple[str, float, float], ...]:
-        """What was compared, how far it differs, and what is allowed."""
-        settled = () if self.settled_logits is None else (("with θ folded in, largest", self.settled_logits),)
-        logits = (
-            ("inference logits, largest", self.infer_logits),
-            *settled,
-            ("adaptation logits, largest", self.adapt_logits),
-        )
-        return (
-            *((name, found, self.logits_limit) for name, found in logits),
-            ("first update, relative L2", self.update, self.update_limit),
-        )
 
 
 def environment() -> Environment:
@@ -230,62 +181,3 @@ def import_time_ms() -> float | None:
     except (subprocess.SubprocessError, OSError):
         return None
     return round(float(done.stdout), 1)
-
-
-def self_test(bundle: Bundle, engine: Engine) -> SelfTest:
-    """Run a bundle's recorded frames through an engine that holds the initial state.
-
-    Args:
-        bundle: its self-test has `frames` u8[B,H,W,3], `infer.logits` f32[b,C], `adapt.logits` f32[B,C], `adapt.theta`.
-        engine: freshly opened on this bundle; nothing is committed to it.
-
-    Raises:
-        EngineError: the engine cannot run the graphs.
-    """
-    recorded = bundle.self_test
-    frames = np.asarray(recorded["frames"], np.uint8)
-    shown = frames[: bundle.manifest.infer_batch]
-    infer_difference = _largest(engine.infer(shown)[0], recorded["infer.logits"])
-    settled = engine.settle(bundle.initial_state)
-    settled_difference = None if settled is None else _largest(settled(shown)[0], recorded["infer.logits"])
-    adapt_logits, _ = engine.adapt(frames)
-    source = np.asarray(bundle.initial_state["theta"], np.float64)
-    update, expected = (
-        np.asarray(theta, np.float64) - source for theta in (engine.candidate["theta"], recorded["adapt.theta"])
-    )
-    return SelfTest(
-        engine=engine.name,
-        infer_logits=infer_difference,
-        settled_logits=settled_difference,
-        adapt_logits=_largest(adapt_logits, recorded["adapt.logits"]),
-        update=update_distance(update, expected),
-        **_limits(bundle.manifest, engine.name),
-    )
-
-
-def update_distance(found: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) -> float:
-    """Relative L2 distance of updates f64[N], without the `LEFT_TO_CHANCE` of them that stray most.
-
-    The length of the update itself where none is expected; NaN where a number is not finite.
-    """
-    strays = np.sort(np.abs(found - expected))
-    if not np.isfinite(strays).all():
-        return float("nan")
-    kept = strays[: len(strays) - int(LEFT_TO_CHANCE * len(strays))]
-    return float(np.linalg.norm(kept) / (np.linalg.norm(expected) or 1.0))
-
-
-def _limits(manifest: Manifest, engine: str) -> dict[str, float]:
-    """Wider than for float32 where the engine multiplies in half precision; the processor never does."""
-    half = manifest.half_parity
-    if half is None or engine.startswith("onnxruntime-cpu"):
-        return {}
-    update = max(row.engine for row in half.rows if row.quantity == "update")
-    return {
-        "logits_limit": max(LOGITS_LIMIT, HALF_FACTOR * half.logits_max),
-        "update_limit": max(UPDATE_LIMIT, HALF_FACTOR * update),
-    }
-
-
-def _largest(found: npt.NDArray[np.generic], expected: npt.NDArray[np.generic]) -> float:
-    return float(np.abs(np.asarray(found, np.float64) - np.asarray(expected, np.float64)).max())

@@ -15,7 +15,7 @@ from mgg_edge.cli import main as cli
 from mgg_edge.errors import ParityError, UsageError
 from mgg_edge.runtime import Bundle, open_engine
 from mgg_edge.runtime import bench as costs
-from mgg_edge.runtime.engines import onnxruntime_engine
+from mgg_edge.runtime.engines import onnxruntime_engine, settling
 from mgg_edge.runtime.sources.source_synthetic import SyntheticOptions
 
 KEYS = {
@@ -112,7 +112,7 @@ def test_a_plain_file_that_is_none_is_refused_in_one_line(capfd, toy_bundle: Pat
 
 
 def test_what_is_folded_is_measured_and_compared(loaded_toy: Bundle, monkeypatch):
-    monkeypatch.setattr(onnxruntime_engine, "has_batch_norm", lambda _bundle: True)
+    monkeypatch.setattr(settling, "has_batch_norm", lambda _bundle: True)
     engine = open_engine(loaded_toy, "cpu", threads=1)
     found = costs.inference_costs(loaded_toy, engine, 1, rounds=3)
     assert set(found) == {"forward", "settled", "settled_features"}

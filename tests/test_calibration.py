@@ -19,8 +19,8 @@ from mgg_edge.runtime.adaptation import calibration
 from mgg_edge.runtime.adaptation.adapter_step import Stepper
 from mgg_edge.runtime.adaptation.calibration import calibrate, gather_frames, judge
 from mgg_edge.runtime.adaptation.site import default_schedule, site_note
-from mgg_edge.runtime.doctor import self_test
 from mgg_edge.runtime.engines.engine import open_engine
+from mgg_edge.runtime.engines.self_test import self_test
 from mgg_edge.runtime.sources.source import IteratorSource
 from mgg_edge.runtime.sources.source_demo import packaged_faces
 from mgg_edge.scenes.courses import parse_weather

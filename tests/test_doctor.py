@@ -17,7 +17,8 @@ import toy
 from mgg_edge.cli import main as cli
 from mgg_edge.manifest import ParityInfo, ParityRow
 from mgg_edge.runtime import Bundle, Engine, doctor
-from mgg_edge.runtime.doctor import SelfTest
+from mgg_edge.runtime.engines import self_test as self_tests
+from mgg_edge.runtime.engines.self_test import SelfTest
 
 
 def call(*words: object) -> int:
@@ -84,8 +85,12 @@ def test_every_limit_counts_and_nan_is_not_within_it() -> None:
 def test_limits_are_wider_in_half_precision_where_the_engine_computes_so(loaded_toy: Bundle) -> None:
     rows = (ParityRow(1, "logits", 1e-7, 2e-3), ParityRow(1, "update", 1e-5, 0.05))
     half = loaded_toy.manifest.replace(precision="float16", half_parity=ParityInfo("float16", 1, 3e-3, rows))
-    assert doctor._limits(half, "tensorrt 10.3") == {"logits_limit": 4 * 3e-3, "update_limit": 4 * 0.05}
-    assert doctor._limits(half, "onnxruntime-cpu 1.32") == doctor._limits(loaded_toy.manifest, "tensorrt 10.3") == {}
+    assert self_tests._limits(half, "tensorrt 10.3") == {"logits_limit": 4 * 3e-3, "update_limit": 4 * 0.05}
+    assert (
+        self_tests._limits(half, "onnxruntime-cpu 1.32")
+        == self_tests._limits(loaded_toy.manifest, "tensorrt 10.3")
+        == {}
+    )
     strayed = SelfTest("engine", 0.01, None, 0.01, 0.1)
     assert not strayed.passed
     assert replace(strayed, logits_limit=0.012, update_limit=0.2).passed
@@ -93,7 +98,7 @@ def test_limits_are_wider_in_half_precision_where_the_engine_computes_so(loaded_
 
 def test_the_self_test_commits_nothing(loaded_toy: Bundle, toy_engine: Engine) -> None:
     before = toy_engine.state().digest()
-    assert doctor.self_test(loaded_toy, toy_engine).passed
+    assert self_tests.self_test(loaded_toy, toy_engine).passed
     assert toy_engine.state().digest() == before
 
 
@@ -166,18 +171,18 @@ def test_what_chance_decides_of_an_update_is_no_difference_and_a_wrong_layer_is(
     expected = np.sign(rng.normal(size=40_000)) * 1e-3  # Adam's first update
     flipped = expected.copy()
     flipped[rng.choice(len(expected), 40, replace=False)] *= -1
-    assert np.linalg.norm(flipped - expected) / np.linalg.norm(expected) > 5 * doctor.UPDATE_LIMIT
-    assert doctor.update_distance(flipped, expected) <= doctor.UPDATE_LIMIT
+    assert np.linalg.norm(flipped - expected) / np.linalg.norm(expected) > 5 * self_tests.UPDATE_LIMIT
+    assert self_tests.update_distance(flipped, expected) <= self_tests.UPDATE_LIMIT
     wrong = expected.copy()
     wrong[:64] = 0.0  # a small layer without a gradient
-    assert doctor.update_distance(wrong, expected) > doctor.UPDATE_LIMIT
+    assert self_tests.update_distance(wrong, expected) > self_tests.UPDATE_LIMIT
     for number in (math.nan, math.inf):
         broken = np.where(np.arange(len(expected)) == 7, number, expected)
-        assert math.isnan(doctor.update_distance(broken, expected))
+        assert math.isnan(self_tests.update_distance(broken, expected))
 
 
 def test_a_rule_that_moves_no_theta_passes():
     """`statistics` moves those of the norms alone: its update is nothing, and nothing is not far from it."""
     nothing = np.zeros(5000)
-    assert doctor.update_distance(nothing, nothing) == 0.0
-    assert doctor.update_distance(nothing + 1e-2, nothing) > doctor.UPDATE_LIMIT
+    assert self_tests.update_distance(nothing, nothing) == 0.0
+    assert self_tests.update_distance(nothing + 1e-2, nothing) > self_tests.UPDATE_LIMIT

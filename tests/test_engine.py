@@ -366,7 +366,7 @@ def test_more_threads_than_cores_are_capped_with_a_warning(loaded_toy: Bundle, m
         asked.append(options.intra_op_num_threads)
         return real(model, options, **others)
 
-    monkeypatch.setattr("mgg_edge.runtime.engines.onnxruntime_engine.usable_cores", lambda: 2)
+    monkeypatch.setattr("mgg_edge.runtime.engines.threads.usable_cores", lambda: 2)
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     open_engine(loaded_toy, threads=1024).close()
     assert asked == [2, 2]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 import toy
 from mgg_edge.errors import BundleError
 from mgg_edge.runtime.bundle import wire
-from mgg_edge.runtime.bundle.graphs import declare_weights, embed_weights, read_graph
+from mgg_edge.runtime.bundle.graphs import declare_weights, embed_weights, part_transposed, read_graph
 from mgg_edge.runtime.bundle.wire import Fields, encode_bytes, encode_integer
 from mgg_edge.state import TensorSpec
 
@@ -312,3 +313,36 @@ def test_any_flipped_bit_gives_a_summary_or_a_bundle_error():
             read_graph(bytes(altered), "toy")
         except BundleError:
             continue
+
+
+def test_a_weight_that_is_read_both_ways_gets_two_names():
+    rng = np.random.default_rng(0)
+    weights = {name: rng.normal(size=(4, 4)).astype(np.float32) for name in ("both", "turned", "plain", "twice")}
+    transposed = (("both", "t1"), ("turned", "t2"), ("twice", "t3"), ("t3", "t4"), ("x", "tx"))
+    products = (("tx", "t1", "a"), ("a", "both", "b"), ("b", "t2", "c"), ("c", "plain", "d"), ("d", "t3", "e"))
+    nodes = [helper.make_node("Transpose", [name], [out], perm=[1, 0]) for name, out in transposed]
+    nodes += [helper.make_node("MatMul", [left, right], [out]) for left, right, out in (*products, ("e", "t4", "y"))]
+    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 4])] for name in "xy"]
+    model = helper.make_model(helper.make_graph(nodes, "g", *ends), opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    graph = model.SerializeToString()
+    parted, aliases = part_transposed(graph, list(weights), "here")
+    assert aliases == {"both.transposed": "both", "twice.transposed": "twice"}
+    read = [(node.op_type, list(node.input)) for node in onnx.load_from_string(parted).graph.node]
+    assert read[:5] == [
+        ("Transpose", ["both.transposed"]),
+        ("Transpose", ["turned"]),
+        ("Transpose", ["twice.transposed"]),
+        ("Identity", ["twice"]),
+        ("Transpose", ["x"]),
+    ]
+    assert read[5:] == [(node.op_type, list(node.input)) for node in nodes[5:]]
+    whole = {**weights, **{alias: weights[name] for alias, name in aliases.items()}}
+    x = rng.normal(size=(4, 4)).astype(np.float32)
+    answers = [
+        ort.InferenceSession(embed_weights(data, whole, names), providers=["CPUExecutionProvider"]).run(None, {"x": x})[
+            0
+        ]
+        for data, names in ((graph, weights), (parted, whole))
+    ]
+    np.testing.assert_array_equal(*answers)

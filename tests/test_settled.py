@@ -17,7 +17,7 @@ from mgg_edge.errors import EngineError, UsageError
 from mgg_edge.runtime import Adapter, Bundle, open_engine
 from mgg_edge.runtime.adaptation.adapter_settings import AdapterSettings
 from mgg_edge.runtime.bundle.graphs import bind_inputs, read_graph
-from mgg_edge.runtime.engines import onnxruntime_engine
+from mgg_edge.runtime.engines import onnxruntime_engine, settling
 from mgg_edge.runtime.store.record import RunRecorder
 from mgg_edge.runtime.store.record_file import Record
 from mgg_edge.runtime.store.record_replay import Replay
@@ -31,7 +31,7 @@ FOUR = AdapterSettings(settle_frames=4)
 @pytest.fixture
 def folds(monkeypatch):
     """The toy has a LayerNorm, which is not worth folding; here it is folded all the same."""
-    monkeypatch.setattr(onnxruntime_engine, "has_batch_norm", lambda _bundle: True)
+    monkeypatch.setattr(settling, "has_batch_norm", lambda _bundle: True)
 
 
 def other_state(bundle: Bundle, by: float = 0.1) -> AdaptState:
@@ -97,7 +97,7 @@ class TestEngine:
         assert two(toy.frames(1))[0].shape == (1, toy.CLASSES)
         del two
         gc.collect()
-        assert not any(key[0] == loaded_toy.id for key in onnxruntime_engine._settled)
+        assert not any(key[0] == loaded_toy.id for key in settling._kept)
         for engine in (first, second):
             engine.close()
             with pytest.raises(EngineError, match="closed"):
@@ -238,7 +238,7 @@ class TestReplay:
             recorder.begin(adapter, {})
             adapter(toy.frames(1)[0])
         recorder.close()
-        monkeypatch.setattr(onnxruntime_engine, "has_batch_norm", lambda _bundle: False)
+        monkeypatch.setattr(settling, "has_batch_norm", lambda _bundle: False)
         bundle = Bundle.load(toy_bundle)
         engine = open_engine(bundle, "cpu", threads=1)
         difference = Replay(Record.read(recorder.path), bundle, engine).run(toy.frames(1)).difference

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ from mgg_edge.errors import BundleError
 from mgg_edge.runtime.bundle.wire import BYTES, VARINT, Field, Fields, encode_bytes, encode_field, encode_integer
 from mgg_edge.state import TensorSpec
 
-__all__ = ["GraphSummary", "bind_inputs", "declare_weights", "embed_weights", "read_graph"]
+__all__ = ["GraphSummary", "bind_inputs", "declare_weights", "embed_weights", "part_transposed", "read_graph"]
 
 MAX_DEPTH = 24  # messages within messages: eight levels of subgraph
 MAX_RANK = 32
@@ -44,7 +45,8 @@ _EMBEDDED: dict[str, dict[int, str]] = {
 }
 _REFUSED = ("training information", "a function")
 _OPSET_DOMAIN, _OPSET_VERSION = 1, 2
-_NODE_INPUT, _NODE_OUTPUT = 1, 2
+_NODE_INPUT, _NODE_OUTPUT, _NODE_OPERATOR = 1, 2, 4
+_GRAPH_NODE = 1
 _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_SPARSE_INITIALIZER = 5, 11, 12, 15
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 8, 9
 _TENSOR_EXTERNAL_DATA, _TENSOR_LOCATION = 13, 14
@@ -135,6 +137,70 @@ def bind_inputs(
         else:
             parts.append(encode_field(entry))
     return embed_weights(b"".join(parts), values, values)
+
+
+def part_transposed(graph: bytes, names: Collection[str], where: str) -> tuple[bytes, dict[str, str]]:
+    """The graph with those weights under two names that are read transposed here and as they are there.
+
+    One that is transposed twice is read as it is.
+
+    Args:
+        graph: an encoded model that `read_graph` has accepted.
+        names: of its weights of two axes.
+        where: the graph's name, for messages.
+
+    Returns:
+        The graph, and which weight each new name stands for.
+    """
+    fields = Fields(where)
+    models = list(fields.read(memoryview(graph)))
+    parts = [part for entry in models if entry[0] == _MODEL_GRAPH for part in fields.read(_message(entry))]
+    nodes = {id(part): _Node.read(fields, part) for part in parts if part[0] == _GRAPH_NODE}
+    turned = {node.output: node.inputs[0] for node in nodes.values() if node.transposes and node.inputs[0] in names}
+    back = {
+        node.output: turned[node.inputs[0]] for node in nodes.values() if node.transposes and node.inputs[0] in turned
+    }
+    plain = {name for node in nodes.values() if not node.transposes for name in node.inputs} | set(back.values())
+    new = {name: f"{name}.transposed" for name in set(turned.values()) & plain}
+
+    def rewritten(part: Field) -> bytes:
+        node = nodes.get(id(part))
+        if node is None or not node.transposes:
+            return encode_field(part)
+        if node.output in back:
+            words = ((_NODE_INPUT, back[node.output]), (_NODE_OUTPUT, node.output), (_NODE_OPERATOR, "Identity"))
+            return encode_bytes(_GRAPH_NODE, *(encode_bytes(key, word.encode()) for key, word in words))
+        source = encode_bytes(_NODE_INPUT, new.get(node.inputs[0], node.inputs[0]).encode())
+        others = (encode_field(entry) for entry in fields.read(_message(part)) if entry[0] != _NODE_INPUT)
+        return encode_bytes(_GRAPH_NODE, source, *others)
+
+    encoded = [
+        encode_bytes(_MODEL_GRAPH, *map(rewritten, parts)) if entry[0] == _MODEL_GRAPH else encode_field(entry)
+        for entry in models
+    ]
+    return b"".join(encoded), {alias: name for name, alias in new.items()}
+
+
+class _Node(NamedTuple):
+    """Of a node: what it reads, its first output, and whether it does nothing but permute axes."""
+
+    inputs: tuple[str, ...]
+    output: str
+    transposes: bool
+
+    @classmethod
+    def read(cls, fields: Fields, entry: Field) -> _Node:
+        texts = [
+            (key, str(value, "utf-8")) for key, _, value in fields.read(_message(entry))
+            if key in (_NODE_INPUT, _NODE_OUTPUT, _NODE_OPERATOR) and isinstance(value, memoryview)
+        ]  # fmt: skip
+        outputs = [text for key, text in texts if key == _NODE_OUTPUT]
+        inputs = tuple(text for key, text in texts if key == _NODE_INPUT)
+        return cls(inputs, outputs[0] if outputs else "", (_NODE_OPERATOR, "Transpose") in texts)
+
+
+def _message(entry: Field) -> memoryview:
+    return entry[2] if isinstance(entry[2], memoryview) else memoryview(b"")
 
 
 def _declared(fields: Fields, entry: Field) -> str | None:

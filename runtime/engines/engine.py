@@ -33,7 +33,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-ENGINES = ("auto", "cpu", "cuda", "tensorrt")
+ENGINES = ("auto", "cpu", "cuda", "tensorrt", "openvino")
 Progress = Callable[[str, int, int], None]
 # Logits f32[b,C] and features f32[b,D] of frames u8[b,H,W,3], under one state.
 Inference = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
@@ -116,6 +116,7 @@ def open_engine(
         bundle: a verified bundle.
         name: `tensorrt`, `cuda` (ONNX Runtime on the GPU) or `cpu` (ONNX Runtime on the processor); `auto` takes the
             first of them that works here, and says what kept those before it from working where there is a GPU.
+            `openvino` is another engine on the processor, taken where it is asked for.
         threads: processor threads of one graph; None leaves the number to the engine.
         with_adapt: False leaves out the adaptation graph and its memory.
         progress: called with a stage of building an engine, and how much of how much of it is done.
@@ -150,6 +151,10 @@ def _open(name: str, bundle: Bundle, threads: int | None, with_adapt: bool, prog
         from mgg_edge.runtime.engines.onnxruntime_cuda import open_onnxruntime_cuda
 
         return open_onnxruntime_cuda(bundle, with_adapt)
+    if name == "openvino":
+        from mgg_edge.runtime.engines.openvino_engine import open_openvino
+
+        return open_openvino(bundle, threads, with_adapt)
     from mgg_edge.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 
     return OnnxRuntimeEngine(bundle, threads=threads, with_adapt=with_adapt)

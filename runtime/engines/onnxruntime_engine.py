@@ -24,12 +24,7 @@ Settings, measured on the step of a ViT-Tiny (22 MiB of weights, infer batch 1, 
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import math
-import os
-import threading
-import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,21 +34,18 @@ import numpy.typing as npt
 from mgg_edge.container import graph_name
 from mgg_edge.errors import EngineError, MissingDependencyError, UsageError
 from mgg_edge.runtime.bundle.bundle import DIAGNOSTICS, Bundle, graph_contract
-from mgg_edge.runtime.bundle.graphs import bind_inputs, declare_weights
+from mgg_edge.runtime.bundle.graphs import declare_weights
 from mgg_edge.runtime.engines.engine import Diagnostics, check_frames, check_state
 from mgg_edge.runtime.engines.onnxruntime_import import import_onnxruntime, mapped, quiet_options
+from mgg_edge.runtime.engines.settling import settled_inference
 from mgg_edge.runtime.engines.state_sets import StateSets
+from mgg_edge.runtime.engines.threads import checked_threads
 from mgg_edge.state import AdaptState, TensorSpec
 
-__all__ = ["OnnxRuntimeEngine", "usable_cores"]
+__all__ = ["OnnxRuntimeEngine"]
 
 Arrays = dict[str, npt.NDArray[np.generic]]
-MAX_THREADS = 1024
 LEAST_SHARED_SCALARS = 16_384
-# Buffers of batch normalisation, among the weights where they stand still and in the state where they move.
-STATISTICS, MOVING_STATISTICS = "running_var", "norm_statistics"
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,11 +82,6 @@ class SettledInference:
         return logits, features[0] if features else self._no_features
 
 
-# Cameras of one model that stand at the same state share what was settled, as long as one of them keeps it.
-_settled: weakref.WeakValueDictionary[tuple[object, ...], SettledInference] = weakref.WeakValueDictionary()
-_settling = threading.Lock()
-
-
 class OnnxRuntimeEngine:
     """Implements `mgg_edge.runtime.engines.engine.Engine`.
 
@@ -110,13 +97,8 @@ class OnnxRuntimeEngine:
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None, with_adapt: bool = True) -> None:
-        if threads is not None and not (type(threads) is int and 1 <= threads <= MAX_THREADS):
-            raise UsageError(f"threads: expected a whole number from 1 to {MAX_THREADS}, found {threads!r}")
-        if threads is not None and threads > (cores := usable_cores()):
-            # They would wait for each other: 1,024 on two cores made nine frames take two minutes.
-            logger.warning("threads: %d asked for, %d cores here: using %d", threads, cores, cores)
-            threads = cores
-        self._ort, self._bundle, self._threads = _import_onnxruntime(), bundle, threads
+        self._threads = checked_threads(threads)
+        self._ort, self._bundle = _import_onnxruntime(), bundle
         self._specs, self._infer_specs = bundle.manifest.state, bundle.manifest.infer_specs
         self._closed = False
         self._sets = StateSets(_empty(self._specs), _empty(self._specs))
@@ -154,21 +136,11 @@ class OnnxRuntimeEngine:
         Raises:
             EngineError: ONNX Runtime refused the graph, or the engine is closed.
         """
-        if not has_batch_norm(self._bundle):
-            return None
-        member = graph_name("infer", "onnxruntime")
-        read = {spec.name: state[spec.name] for spec in self._infer_specs}
-        digest = hashlib.sha256(b"".join(array.tobytes() for array in read.values())).digest()
-        key = (self._bundle.id, digest, self._threads, features)
-        with _settling:
-            settled = _settled.get(key)
-            if settled is None:
-                without = () if features else ("features",)
-                where = f"{self._bundle.path}: {member}"
-                graph = bind_inputs(self._bundle.graphs[member], read, where, without=without)
-                shape = graph_contract(self._bundle.manifest, "infer")[0][0].shape
-                settled = _settled[key] = SettledInference(self._session(graph, "infer"), shape)
-        return settled
+        shape = graph_contract(self._bundle.manifest, "infer")[0][0].shape
+        key = ("onnxruntime", self._threads)
+        return settled_inference(
+            self._bundle, state, key, features, lambda graph: SettledInference(self._session(graph, "infer"), shape)
+        )
 
     def adapt(self, frames: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], Diagnostics]:
         """One step on frames u8[B,H,W,3]; logits f32[B,C] are those before the update.
@@ -299,17 +271,6 @@ class OnnxRuntimeEngine:
 
     def _value(self, array: npt.NDArray[np.generic]) -> Any:
         return self._ort.OrtValue.ortvalue_from_numpy(array)
-
-
-def has_batch_norm(bundle: Bundle) -> bool:
-    """Whether there is batch normalisation, which folds into the convolution before it."""
-    names = bundle.references[graph_name("infer", "onnxruntime")]
-    return MOVING_STATISTICS in bundle.manifest.infer_state or any(name.endswith(STATISTICS) for name in names)
-
-
-def usable_cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _state_names(specs: tuple[TensorSpec, ...]) -> set[str]:
