@@ -25,10 +25,10 @@ from mgg_edge.export import ExportRequest, compose, export_bundle
 from mgg_edge.learn import AdaptStep, measure_statistics
 from mgg_edge.learn.images import synthetic_frames
 from mgg_edge.learn.methods import Source, build_method
-from mgg_edge.runtime import Bundle
+from mgg_edge.runtime import Bundle, open_engine
 from mgg_edge.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 
-OURS = ("forward", "step", "torch_forward")
+OURS = ("forward", "step", "torch_forward", "openvino_forward")
 MAX_UPDATE_DISTANCE = 1e-3  # relative L2, both float32
 
 
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--beside", default="", help="published methods in PyTorch, such as tent,eata,sar")
+    parser.add_argument("--openvino", action="store_true", help="the step by that engine as well")
     parser.add_argument(
         "--compiled", action="store_true", help="the step in PyTorch by torch.compile; needs a compiler"
     )
@@ -63,10 +64,14 @@ def main() -> None:
         )
         export_s, size_bytes = time.perf_counter() - start, path.stat().st_size
         engine = OnnxRuntimeEngine(Bundle.load(path), threads=options.threads)
+        other = open_engine(Bundle.load(path), "openvino", threads=options.threads) if options.openvino else None
 
     size = step.backbone.preprocess
     frames = synthetic_frames(options.batch, size.height, size.width, 0)
     run = runners(step, engine, frames) | beside(step, frames, options.beside, compiled=options.compiled)
+    if other is not None:
+        pixels = frames.numpy()
+        run |= {"openvino_forward": lambda: other.infer(pixels), "openvino_step": lambda: other.adapt(pixels)}
     times_ms = measure(run, options.repeats)
     distance = update_distance(step, engine, frames)
     if not distance <= MAX_UPDATE_DISTANCE:
