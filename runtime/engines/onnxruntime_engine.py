@@ -35,10 +35,10 @@ from mgg_edge.container import graph_name
 from mgg_edge.errors import EngineError, MissingDependencyError, UsageError
 from mgg_edge.runtime.bundle.bundle import DIAGNOSTICS, Bundle, graph_contract
 from mgg_edge.runtime.bundle.graphs import declare_weights
-from mgg_edge.runtime.engines.engine import Diagnostics, check_frames, check_state
+from mgg_edge.runtime.engines.engine import Diagnostics, check_frames
+from mgg_edge.runtime.engines.host_states import HostStates
 from mgg_edge.runtime.engines.onnxruntime_import import import_onnxruntime, mapped, quiet_options
 from mgg_edge.runtime.engines.settling import settled_inference
-from mgg_edge.runtime.engines.state_sets import StateSets
 from mgg_edge.runtime.engines.threads import checked_threads
 from mgg_edge.state import AdaptState, TensorSpec
 
@@ -82,7 +82,7 @@ class SettledInference:
         return logits, features[0] if features else self._no_features
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(HostStates):
     """Implements `mgg_edge.runtime.engines.engine.Engine`.
 
     Args:
@@ -99,9 +99,9 @@ class OnnxRuntimeEngine:
     def __init__(self, bundle: Bundle, threads: int | None = None, with_adapt: bool = True) -> None:
         self._threads = checked_threads(threads)
         self._ort, self._bundle = _import_onnxruntime(), bundle
-        self._specs, self._infer_specs = bundle.manifest.state, bundle.manifest.infer_specs
+        super().__init__(bundle)
+        self._infer_specs = bundle.manifest.infer_specs
         self._closed = False
-        self._sets = StateSets(_empty(self._specs), _empty(self._specs))
         self._initialisers = {name: self._value(array) for name, array in bundle.weights.items()}
         self._infer: _Graph | None = self._open("infer")
         self._adapt = self._open("adapt") if with_adapt else None
@@ -155,38 +155,6 @@ class OnnxRuntimeEngine:
         buffers = self._run(self._adapt, frames)
         self._sets.propose()
         return buffers["logits"].astype(np.float32), Diagnostics(*(float(buffers[name]) for name in DIAGNOSTICS))
-
-    @property
-    def candidate(self) -> AdaptState:
-        """Result of the last `adapt`: views, valid until the next `adapt` or `commit`.
-
-        Raises:
-            StateError: no step was made since the last commit.
-        """
-        return AdaptState(self._sets.candidate)
-
-    def commit(self) -> None:
-        """Make the candidate the committed state.
-
-        Raises:
-            StateError: no step was made since the last commit.
-        """
-        self._sets.commit()
-
-    def state(self) -> AdaptState:
-        """Copy of the committed state."""
-        return AdaptState({name: array.copy() for name, array in self._sets.committed.items()})
-
-    def load_state(self, state: AdaptState) -> None:
-        """Replace the committed state; drops a candidate.
-
-        Raises:
-            StateError: other names, types or shapes than the bundle's, or numbers that are not finite.
-        """
-        check_state(state, self._specs)
-        for name, array in state.items():
-            np.copyto(self._sets.committed[name], array)
-        self._sets.drop()
 
     def close(self) -> None:
         """Release sessions and weights; safe to call twice."""

@@ -41,7 +41,7 @@ def quiet_options(ort: Any) -> Any:
 
 @contextmanager
 def mapped(what: str) -> Iterator[None]:
-    """Turn what onnxruntime raises into an EngineError; its exception types share no base of their own."""
+    """Turn what an engine's package raises into an EngineError; the types of onnxruntime share no base of their own."""
     try:
         yield
     except (RuntimeError, ValueError, TypeError, MemoryError) as error:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,16 +20,15 @@ from mgg_edge.container import graph_name
 from mgg_edge.errors import EngineError, MissingDependencyError, UsageError
 from mgg_edge.runtime.bundle.bundle import DIAGNOSTICS, Bundle, graph_contract
 from mgg_edge.runtime.bundle.graphs import embed_weights, part_transposed
-from mgg_edge.runtime.engines.engine import Diagnostics, check_frames, check_state
+from mgg_edge.runtime.engines.engine import Diagnostics, check_frames
+from mgg_edge.runtime.engines.host_states import HostStates
+from mgg_edge.runtime.engines.onnxruntime_import import mapped
 from mgg_edge.runtime.engines.self_test import require_agreement
 from mgg_edge.runtime.engines.settling import settled_inference
-from mgg_edge.runtime.engines.state_sets import StateSets
 from mgg_edge.runtime.engines.threads import checked_threads
 from mgg_edge.state import AdaptState
 
 __all__ = ["OpenVinoEngine", "open_openvino"]
-
-Arrays = dict[str, npt.NDArray[np.generic]]
 
 
 def open_openvino(bundle: Bundle, threads: int | None, with_adapt: bool) -> OpenVinoEngine:
@@ -49,7 +47,7 @@ def open_openvino(bundle: Bundle, threads: int | None, with_adapt: bool) -> Open
     return engine
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(HostStates):
     """Implements `mgg_edge.runtime.engines.engine.Engine`.
 
     Args:
@@ -67,8 +65,8 @@ class OpenVinoEngine:
         self._bundle, self._threads = bundle, checked_threads(threads)
         self._openvino = _import_openvino()
         self._core = self._openvino.Core()
-        self._specs, self._infer_specs = bundle.manifest.state, bundle.manifest.infer_specs
-        self._sets = StateSets(_empty(bundle), _empty(bundle))
+        super().__init__(bundle)
+        self._infer_specs = bundle.manifest.infer_specs
         self._shapes = {kind: graph_contract(bundle.manifest, kind)[0][0].shape for kind in ("infer", "adapt")}
         self._infer: _Graph | None = self._open("infer")
         self._adapt = self._open("adapt") if with_adapt else None
@@ -126,38 +124,6 @@ class OpenVinoEngine:
         self._sets.propose()
         return outputs["logits"], Diagnostics(*(float(outputs[name]) for name in DIAGNOSTICS))
 
-    @property
-    def candidate(self) -> AdaptState:
-        """Result of the last `adapt`: views, valid until the next `adapt` or `commit`.
-
-        Raises:
-            StateError: no step was made since the last commit.
-        """
-        return AdaptState(self._sets.candidate)
-
-    def commit(self) -> None:
-        """Make the candidate the committed state.
-
-        Raises:
-            StateError: no step was made since the last commit.
-        """
-        self._sets.commit()
-
-    def state(self) -> AdaptState:
-        """Copy of the committed state."""
-        return AdaptState({name: array.copy() for name, array in self._sets.committed.items()})
-
-    def load_state(self, state: AdaptState) -> None:
-        """Replace the committed state; drops a candidate.
-
-        Raises:
-            StateError: other names, types or shapes than the bundle's, or numbers that are not finite.
-        """
-        check_state(state, self._specs)
-        for name, array in state.items():
-            np.copyto(self._sets.committed[name], array)
-        self._sets.drop()
-
     def close(self) -> None:
         """Release graphs and weights; safe to call twice."""
         self._sets.drop()
@@ -180,7 +146,7 @@ class OpenVinoEngine:
         }
         if self._threads is not None:
             settings["INFERENCE_NUM_THREADS"] = self._threads
-        with _mapped(f"{where}: cannot load the graph"):
+        with mapped(f"{where}: cannot load the graph"):
             model = self._core.read_model(embed_weights(graph, weights, [*names, *aliases]))
             compiled = self._core.compile_model(model, "CPU", settings)
         return _Graph(compiled, [spec.name for spec in graph_contract(self._bundle.manifest, kind)[1]])
@@ -224,7 +190,7 @@ class _Graph:
 
     def __call__(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, npt.NDArray[np.float32]]:
         """Outputs by name, in memory of their own."""
-        with _mapped("cannot run the graph"):
+        with mapped("cannot run the graph"):
             if not hasattr(self._own, "request"):
                 self._own.request = self._compiled.create_infer_request()
             request = self._own.request
@@ -236,18 +202,6 @@ def _opened(graph: _Graph | None) -> _Graph:
     if graph is None:
         raise EngineError("engine: expected an open engine, found a closed one")
     return graph
-
-
-def _empty(bundle: Bundle) -> Arrays:
-    return {spec.name: np.zeros(spec.shape, spec.dtype) for spec in bundle.manifest.state}
-
-
-@contextmanager
-def _mapped(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, ValueError, TypeError, MemoryError) as error:
-        raise EngineError(f"{what}: {' '.join(str(error).split())[:300]}") from error
 
 
 def _import_openvino() -> Any:
