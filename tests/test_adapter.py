@@ -348,7 +348,7 @@ class TestOpening:
         ("options", "message"),
         [
             ({"adapt": "sometimes"}, "adapt: expected one of auto, always, window, burst, off, found 'sometimes'"),
-            ({"engine": "npu"}, "engine: expected one of auto, cpu, cuda, tensorrt, found 'npu'"),
+            ({"engine": "npu"}, "engine: expected one of auto, cpu, cuda, tensorrt, openvino, found 'npu'"),
             ({"threads": 0}, "threads: expected a whole number"),
         ],
     )

@@ -79,7 +79,7 @@ def test_what_was_asked_for_is_never_replaced(gpu, loaded_toy, monkeypatch):
     monkeypatch.setattr(tensorrt_engine, "import_tensorrt", absent)
     with pytest.raises(MissingDependencyError, match="not here"):
         open_engine(loaded_toy, "tensorrt")
-    with pytest.raises(UsageError, match="expected one of auto, cpu, cuda, tensorrt, found 'npu'"):
+    with pytest.raises(UsageError, match="expected one of auto, cpu, cuda, tensorrt, openvino, found 'npu'"):
         open_engine(loaded_toy, "npu")
 
 
