@@ -102,10 +102,11 @@ def beside(step: AdaptStep, frames: torch.Tensor, names: str, *, compiled: bool)
     if compiled:
         fast = torch.compile(step.adapt)
         found["compiled_step"] = lambda: fast(frames, state, constants)
-    height, width = frames.shape[1:3]
-    pictures = synthetic_frames(64, height, width, 1)
+    if not names:
+        return found
+    pictures = synthetic_frames(64, *frames.shape[1:3], 1)
     source = Source(measure_statistics(step.backbone, pictures.split(8)), pictures)
-    for name in filter(None, names.split(",")):
+    for name in names.split(","):
         method = build_method(name, step.backbone, source)
         begun = method.init()
         found[name] = lambda method=method, begun=begun: method.step(frames, begun)

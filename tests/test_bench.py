@@ -118,9 +118,9 @@ def test_what_is_folded_is_measured_and_compared(loaded_toy: Bundle, monkeypatch
     assert set(found) == {"forward", "settled", "settled_features"}
     alone, beside = costs.swap_cost(loaded_toy, engine, 20)
     assert alone > 0 < beside
-    real = onnxruntime_engine.SettledInference.__call__
+    real = settling.SettledInference.__call__
     wrong = lambda self, frames: tuple(1.01 * part for part in real(self, frames))  # noqa: E731
-    monkeypatch.setattr(onnxruntime_engine.SettledInference, "__call__", wrong)
+    monkeypatch.setattr(settling.SettledInference, "__call__", wrong)
     with pytest.raises(ParityError, match="logits of 'settled'"):
         costs.inference_costs(loaded_toy, engine, 1, rounds=3)
     engine.close()

@@ -198,13 +198,13 @@ class TestAdapter:
 @pytest.fixture
 def rounds_otherwise(monkeypatch):
     """Folded convolutions round otherwise; the toy, which has none, is made to."""
-    real = onnxruntime_engine.SettledInference.__call__
+    real = settling.SettledInference.__call__
 
     def call(self, frames):
         logits, features = real(self, frames)
         return np.nextafter(logits, np.float32(np.inf)), features
 
-    monkeypatch.setattr(onnxruntime_engine.SettledInference, "__call__", call)
+    monkeypatch.setattr(settling.SettledInference, "__call__", call)
 
 
 @pytest.mark.usefixtures("folds", "rounds_otherwise")

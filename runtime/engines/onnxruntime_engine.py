@@ -38,7 +38,7 @@ from mgg_edge.runtime.bundle.graphs import declare_weights
 from mgg_edge.runtime.engines.engine import Diagnostics, check_frames
 from mgg_edge.runtime.engines.host_states import HostStates
 from mgg_edge.runtime.engines.onnxruntime_import import import_onnxruntime, mapped, quiet_options
-from mgg_edge.runtime.engines.settling import settled_inference
+from mgg_edge.runtime.engines.settling import Run, SettledInference, settled_inference
 from mgg_edge.runtime.engines.threads import checked_threads
 from mgg_edge.state import AdaptState, TensorSpec
 
@@ -55,31 +55,6 @@ class _Graph:
     session: Any
     buffers: Arrays
     bindings: tuple[Any, Any]
-
-
-class SettledInference:
-    """Inference under one state, which is part of the graph; safe to call from several threads.
-
-    Args:
-        session: the infer graph with nothing but frames left to feed.
-        shape: of the frames, [b,H,W,3].
-    """
-
-    def __init__(self, session: Any, shape: tuple[int, ...]) -> None:
-        self._session, self._shape = session, shape
-        self._outputs = [output.name for output in session.get_outputs()]
-        self._no_features = np.zeros((shape[0], 0), np.float32)
-
-    def __call__(self, frames: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Logits f32[b,C] and features f32[b,D] of frames u8[b,H,W,3].
-
-        Raises:
-            UsageError: frames of another type or shape.
-            EngineError: ONNX Runtime failed.
-        """
-        with mapped("cannot run the graph"):
-            logits, *features = self._session.run(self._outputs, {"frames": check_frames(frames, self._shape)})
-        return logits, features[0] if features else self._no_features
 
 
 class OnnxRuntimeEngine(HostStates):
@@ -136,11 +111,18 @@ class OnnxRuntimeEngine(HostStates):
         Raises:
             EngineError: ONNX Runtime refused the graph, or the engine is closed.
         """
-        shape = graph_contract(self._bundle.manifest, "infer")[0][0].shape
         key = ("onnxruntime", self._threads)
-        return settled_inference(
-            self._bundle, state, key, features, lambda graph: SettledInference(self._session(graph, "infer"), shape)
-        )
+        return settled_inference(self._bundle, state, key, features, self._runner)
+
+    def _runner(self, graph: bytes) -> Run:
+        session = self._session(graph, "infer")
+        names = [output.name for output in session.get_outputs()]
+
+        def run(inputs: dict[str, npt.NDArray[np.uint8]]) -> dict[str, npt.NDArray[np.float32]]:
+            with mapped("cannot run the graph"):
+                return dict(zip(names, session.run(names, inputs), strict=True))
+
+        return run
 
     def adapt(self, frames: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], Diagnostics]:
         """One step on frames u8[B,H,W,3]; logits f32[B,C] are those before the update.

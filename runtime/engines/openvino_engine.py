@@ -24,7 +24,7 @@ from mgg_edge.runtime.engines.engine import Diagnostics, check_frames
 from mgg_edge.runtime.engines.host_states import HostStates
 from mgg_edge.runtime.engines.onnxruntime_import import mapped
 from mgg_edge.runtime.engines.self_test import require_agreement
-from mgg_edge.runtime.engines.settling import settled_inference
+from mgg_edge.runtime.engines.settling import SettledInference, settled_inference
 from mgg_edge.runtime.engines.threads import checked_threads
 from mgg_edge.state import AdaptState
 
@@ -102,10 +102,8 @@ class OpenVinoEngine(HostStates):
         """
         _opened(self._infer)
 
-        def make(graph: bytes) -> SettledInference:
-            return SettledInference(self._compile(graph, "infer"), self._shapes["infer"])
-
-        return settled_inference(self._bundle, state, ("openvino", self._threads), features, make)
+        key = ("openvino", self._threads)
+        return settled_inference(self._bundle, state, key, features, lambda graph: self._compile(graph, "infer"))
 
     def adapt(self, frames: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], Diagnostics]:
         """One step on frames u8[B,H,W,3]; logits f32[B,C] are those before the update.
@@ -136,7 +134,7 @@ class OpenVinoEngine(HostStates):
         member = graph_name(kind, "onnxruntime")
         where, names = f"{self._bundle.path}: {member}", self._bundle.references[member]
         # Of a square weight that is read both ways OpenVINO 2026.4 gives one way for the other.
-        graph, aliases = part_transposed(graph, [name for name in names if self._bundle.weights[name].ndim == 2], where)
+        graph, aliases = part_transposed(graph, {name for name in names if self._bundle.weights[name].ndim == 2}, where)
         weights = {**self._bundle.weights, **{alias: self._bundle.weights[name] for alias, name in aliases.items()}}
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -150,29 +148,6 @@ class OpenVinoEngine(HostStates):
             model = self._core.read_model(embed_weights(graph, weights, [*names, *aliases]))
             compiled = self._core.compile_model(model, "CPU", settings)
         return _Graph(compiled, [spec.name for spec in graph_contract(self._bundle.manifest, kind)[1]])
-
-
-class SettledInference:
-    """Inference under one state, which is part of the graph; safe to call from several threads.
-
-    Args:
-        graph: the infer graph with nothing but frames left to feed.
-        shape: of the frames, [b,H,W,3].
-    """
-
-    def __init__(self, graph: _Graph, shape: tuple[int, ...]) -> None:
-        self._graph, self._shape = graph, shape
-        self._no_features = np.zeros((shape[0], 0), np.float32)
-
-    def __call__(self, frames: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Logits f32[b,C] and features f32[b,D] of frames u8[b,H,W,3].
-
-        Raises:
-            UsageError: frames of another type or shape.
-            EngineError: OpenVINO failed.
-        """
-        outputs = self._graph({"frames": check_frames(frames, self._shape)})
-        return outputs["logits"], outputs.get("features", self._no_features)
 
 
 class _Graph:

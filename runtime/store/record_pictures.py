@@ -175,12 +175,6 @@ class PictureKeeper:
         self._written.add(index)
         self._parts[-1] = (part, size + path.stat().st_size)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
 
 @dataclass(frozen=True)
 class KeptPictures:
