@@ -15,7 +15,7 @@ from mgg_edge.cli import main as cli
 from mgg_edge.errors import ParityError, UsageError
 from mgg_edge.runtime import Bundle, open_engine
 from mgg_edge.runtime import bench as costs
-from mgg_edge.runtime.engines import onnxruntime_engine, settling
+from mgg_edge.runtime.engines import settling
 from mgg_edge.runtime.sources.source_synthetic import SyntheticOptions
 
 KEYS = {
