@@ -1,4 +1,4 @@
-"""Bring scenes and cut-outs from the free photographs in Debian's packages; a minute, 370 MB to fetch.
+"""Bring scenes and cut-outs from the free photographs in Debian's packages; a minute, 460 MB to fetch.
 
     scripts/build_objects --out objects
 

@@ -1,8 +1,8 @@
-"""Build a folder of source pictures from the free photographs in Debian's packages; two minutes, 370 MB to fetch.
+"""Build a folder of source pictures from the free photographs in Debian's packages; two minutes, 460 MB to fetch.
 
     scripts/build_photographs --out photographs
 
-About a hundred photographs are few: a rule that learns from them learns their content. So each picture is a random part
+Some two hundred photographs are few: a rule that learns from them learns their content. So each picture is a random part
 of one, and every other one has an object of another pasted in. Prints one JSON line.
 """
 
