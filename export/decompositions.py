@@ -56,6 +56,9 @@ def decompositions() -> dict[Any, Any]:
     table[aten.adaptive_max_pool2d.default] = _adaptive_max_pool
     table[aten.adaptive_max_pool2d_backward.default] = _adaptive_max_pool_backward
     table[aten.native_batch_norm.default] = _native_batch_norm
+    table[aten.new_empty_strided.default] = _new_empty_strided
+    table[aten.unfold.default] = _unfold
+    table[aten.unfold_backward.default] = _unfold_backward
     return table
 
 
@@ -188,3 +191,26 @@ def _adaptive_max_pool(x: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
 def _adaptive_max_pool_backward(gradient: Tensor, x: Tensor, indices: Tensor) -> Tensor:
     kernel = [extent // count for extent, count in zip(x.shape[-2:], gradient.shape[-2:], strict=True)]
     return aten.max_pool2d_with_indices_backward(gradient, x, kernel, kernel, [0, 0], [1, 1], False, indices)
+
+
+def _new_empty_strided(x: Tensor, size: Sequence[int], stride: Sequence[int], **_: Any) -> Tensor:  # noqa: ARG001
+    """What a sum in place on a part of a tensor has its gradient copied into: written whole before it is read."""
+    return x.new_zeros(size)
+
+
+def _unfold(x: Tensor, axis: int, size: int, step: int) -> Tensor:
+    """Windows [.., n, .., size] along an axis, cut out one by one."""
+    axis = axis % x.ndim
+    starts = range(0, x.shape[axis] - size + 1, step)
+    return torch.stack([x.narrow(axis, start, size).movedim(axis, -1) for start in starts], axis)
+
+
+def _unfold_backward(gradient: Tensor, shape: Sequence[int], axis: int, size: int, step: int) -> Tensor:
+    """Each window's gradient where it was cut out, summed."""
+    axis = axis % len(shape)
+    behind = [0, 0] * (len(shape) - 1 - axis)
+    parts = []
+    for number, window in enumerate(gradient.unbind(axis)):
+        rest = shape[axis] - number * step - size
+        parts.append(aten.constant_pad_nd(window.movedim(-1, axis), [*behind, number * step, rest]))
+    return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]

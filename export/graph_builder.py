@@ -53,7 +53,7 @@ class GraphBuilder:
     def emit_many(self, operator: str, inputs: Sequence[str], outputs: int, **attributes: Any) -> tuple[str, ...]:
         """Names of the outputs of an operator applied to named values."""
         node = helper.make_node(operator, list(inputs), [], **attributes)
-        key = node.SerializeToString(deterministic=True) + bytes([outputs])
+        key = node.SerializeToString(deterministic=True) + outputs.to_bytes(4)
         if key not in self._emitted:
             names = tuple(f"v{len(self._producer) + index}" for index in range(outputs))
             node.output.extend(names)

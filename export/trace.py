@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
+from torch.autograd.grad_mode import _force_original_view_tracking
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -53,7 +54,8 @@ def trace(
         outputs[:] = results
         return tuple(results.values())
 
-    with sdpa_kernel(SDPBackend.MATH):  # a fused kernel's backward is an operator of its own
+    # A fused kernel's backward is an operator of its own; and views stay views where they are written to, not strides.
+    with sdpa_kernel(SDPBackend.MATH), _force_original_view_tracking(True):
         recorded = make_fx(positional, decomposition_table=decompositions(), tracing_mode="fake")(*inputs.values())
     # A second pass, because some decompositions work in place, which a graph of values cannot say.
     pure = torch.func.functionalize(recorded, remove="mutations")

@@ -2,8 +2,8 @@
 
     scripts/build_photographs --out photographs
 
-Some two hundred photographs are few: a rule that learns from them learns their content. So each picture is a random part
-of one, and every other one has an object of another pasted in. Prints one JSON line.
+Some two hundred photographs are few: a rule that learns from them learns their content. So each picture is a random
+part of one, and every other one has an object of another pasted in. Prints one JSON line.
 """
 
 from __future__ import annotations

@@ -51,6 +51,12 @@ def gradient_of(function):
     return backward
 
 
+def _added_to_a_part(x, y):
+    whole = x * x
+    whole[:, 1:4] += y
+    return whole.sin()
+
+
 FORWARD = {
     "any of an axis": (lambda x: (x > 1).any(1).float(), [(5, 4)]),
     "any of numbers, kept": (lambda x: x.clamp(min=0).any(dim=1, keepdim=True).float(), [(5, 2)]),
@@ -173,6 +179,11 @@ FORWARD = {
         ),
         [(2, 4, 4, 3)],
     ),
+    "unfold-overlapping": (lambda x: (x * x).unfold(2, 4, 2).unfold(3, 3, 3).sigmoid(), [(2, 3, 8, 7)]),
+    "unfold-one-window": (lambda x: (x * x).unfold(-1, 5, 9), [(2, 6)]),
+    "sum-in-place-on-a-slice": (lambda x, y: (x * 2)[:, :3].add_(y.relu()) * y, [(2, 5, 4), (2, 3, 4)]),
+    "sum-in-place-seen-through-the-whole": (_added_to_a_part, [(2, 5, 4), (2, 3, 4)]),
+    "split-into-three-hundred": (lambda x: torch.cat((x * x).split(1, 1)[::-1], 1), [(2, 300)]),
     "gather-rows": (lambda t: t[torch.tensor([2, 0, 1, 2])], [(3, 4)]),
     "gather-columns": (lambda t: t[:, torch.tensor([2, 0])], [(3, 4)]),
     "pixel-shuffle": (lambda x: F.pixel_shuffle(x, 2), [(2, 8, 3, 4)]),
