@@ -14,7 +14,7 @@ def export_if_stale(out: Path, words: list[object], learned: Path | None) -> Pat
     out.parent.mkdir(parents=True, exist_ok=True)
     own = [] if learned is None else ["--mgg", learned]
     try:
-        mgg_edge(["export", *map(str, [*words, *own, "--parity-steps", 1, "--out", out, "--json"])])
+        mgg_edge(["export", *map(str, [*words, *own, "--parity-steps", 5, "--out", out, "--json"])])
     except SystemExit as ended:
         if ended.code:
             raise

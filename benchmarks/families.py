@@ -31,7 +31,7 @@ from mgg_edge.learn.norm_layers import discover_norms
 from mgg_edge.learn.norm_statistics import replace_batch_norms
 
 BATCH, TIMEOUT_S = 2, 900
-EXPORT = ("export", "--weights", "random", "--rule", "adam", "--norm-statistics", "source", "--parity-steps", 1)
+EXPORT = ("export", "--weights", "random", "--rule", "adam", "--norm-statistics", "source", "--parity-steps", 5)
 WITHOUT_NORMS, EXPORTED, REFUSED = "without norms", "exported", "refused"
 MOST_WORDS = 150  # characters of a refusal
 

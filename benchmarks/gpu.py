@@ -113,7 +113,7 @@ def exported(options: argparse.Namespace, folder: Path) -> Iterator[Path]:
             try:
                 step, labels, origins = compose(request)
                 export_bundle(
-                    step, path, adapt_batch=BATCH, infer_batch=BATCH, labels=labels, origins=origins, parity_steps=1,
+                    step, path, adapt_batch=BATCH, infer_batch=BATCH, labels=labels, origins=origins, parity_steps=5,
                     precision=options.precision,
                 )  # fmt: skip
             except MggEdgeError as error:

@@ -80,7 +80,7 @@ def example(path: Path) -> str:
     from mgg_edge.export import ExportRequest, compose, export_bundle
 
     step, labels, origins = compose(ExportRequest("vit_tiny_patch16_224"))
-    export_bundle(step, path, adapt_batch=8, labels=labels, origins=origins, parity_steps=1)
+    export_bundle(step, path, adapt_batch=8, labels=labels, origins=origins, parity_steps=5)
     return str(path)
 
 

@@ -61,7 +61,7 @@ def times(step: AdaptStep) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         path, labels = Path(folder) / "x.mgg", [str(index) for index in range(step.backbone.classes)]
         origins = Origins("reader", "", "glyphs")
-        export_bundle(step, path, adapt_batch=BATCH, infer_batch=BATCH, labels=labels, origins=origins, parity_steps=1)
+        export_bundle(step, path, adapt_batch=BATCH, infer_batch=BATCH, labels=labels, origins=origins, parity_steps=5)
         engine = OnnxRuntimeEngine(Bundle.load(path), threads=1)
     info = step.backbone.preprocess
     frames = np.random.default_rng(0).integers(0, 256, (BATCH, info.height, info.width, 3), np.uint8)

@@ -60,7 +60,7 @@ def main() -> None:
             infer_batch=options.batch,
             labels=labels,
             origins=origins,
-            parity_steps=1,
+            parity_steps=5,
         )
         export_s, size_bytes = time.perf_counter() - start, path.stat().st_size
         engine = OnnxRuntimeEngine(Bundle.load(path), threads=options.threads)

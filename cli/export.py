@@ -65,7 +65,7 @@ def export(
     optimization_level: Annotated[
         int | None, typer.Option(min=0, max=5, help="How long TensorRT searches for faster kernels.")
     ] = None,
-    parity_steps: Annotated[int, typer.Option(min=1, help="Adaptation steps of the numeric check.")] = 50,
+    parity_steps: Annotated[int, typer.Option(min=5, help="Adaptation steps of the numeric check.")] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Trace a classifier with its adaptation step, check it against float64, and write one bundle file."""

@@ -20,7 +20,7 @@ from mgg_edge.errors import UnsupportedError, UsageError
 from mgg_edge.export.graph_builder import OPSET, REVERSED
 from mgg_edge.export.graphs import build_graphs
 from mgg_edge.export.half_precision import HalfGraph
-from mgg_edge.export.parity import REPORTED_STEPS, Parity, check_parity, measure_parity
+from mgg_edge.export.parity import LEAST_STEPS, REPORTED_STEPS, Parity, check_parity, measure_parity
 from mgg_edge.export.tensorrt_lint import lint_tensorrt
 from mgg_edge.files import output_target
 from mgg_edge.learn.images import synthetic_frames
@@ -82,7 +82,7 @@ def export_bundle(
         labels: C class names.
         origins: for the manifest.
         infer_batch: frames per inference call.
-        parity_steps: adaptation steps of the numeric check, at least 1.
+        parity_steps: adaptation steps of the numeric check, at least `LEAST_STEPS`.
         precision: of the large products in the graphs for GPUs: `float32`, `float16` or `bfloat16`. How far these stray
             is measured and stated, not judged.
         progress: called with a stage's name, and how much of how much of it is done.
@@ -98,9 +98,9 @@ def export_bundle(
     """
     if precision not in set(Precision):
         raise UsageError(f"precision: expected one of {', '.join(Precision)}, found '{precision}'")
-    if adapt_batch < 2 or infer_batch < 1 or parity_steps < 1:
+    if adapt_batch < 2 or infer_batch < 1 or parity_steps < LEAST_STEPS:
         raise UsageError(
-            f"export: expected adapt batch ≥ 2, infer batch ≥ 1 and parity steps ≥ 1, "
+            f"export: expected adapt batch ≥ 2, infer batch ≥ 1 and parity steps ≥ {LEAST_STEPS}, "
             f"found {adapt_batch}, {infer_batch} and {parity_steps}"
         )
     if len(labels) != step.backbone.classes:

@@ -44,7 +44,7 @@ SLOW = [
     ("eva02_tiny_patch14_224", 56, False),
 ]
 CASES = [
-    pytest.param(*case, 2, id=case[0]) for case in FAST
+    pytest.param(*case, 5, id=case[0]) for case in FAST
 ] + [
     pytest.param(*case, 20, marks=pytest.mark.slow, id=case[0]) for case in SLOW
 ]  # fmt: skip

@@ -325,7 +325,7 @@ class TestTraining:
         facts = json.loads(captured.out.splitlines()[-1])
         assert facts["weathers"][0]["weather"] == "clear"
         assert "on scenes and things it has never seen" in facts["verdict"]
-        words = ["--mgg", str(out), "--parity-steps", "2", "--batch", "4", "--out", str(tmp_path / "x.mgg")]
+        words = ["--mgg", str(out), "--parity-steps", "5", "--batch", "4", "--out", str(tmp_path / "x.mgg")]
         with pytest.raises(SystemExit) as ended:
             main(["export", *model, *words])
         assert not ended.value.code, capsys.readouterr().err

@@ -107,7 +107,7 @@ def bundle(weights, tmp_path_factory):
     out = tmp_path_factory.mktemp("bundle") / "reader.mgg"
     words = ["export", "--backbone", READER_NAME, "--weights", weights, "--rule", "mgg", "--batch", BATCH]
     with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in [*words, "--parity-steps", 2, "--out", out]])
+        main([str(word) for word in [*words, "--parity-steps", 5, "--out", out]])
     assert not ended.value.code
     return out
 

@@ -50,7 +50,7 @@ def test_the_same_answers_frame_by_frame(name, tmp_path):
     rule = rule_of(name, net)
     step = AdaptStep(net, Objective(), rule, statistics, min(0.01, rule.max_learning_rate))
     path, labels = tmp_path / "x.mgg", [str(index) for index in range(10)]
-    export_bundle(step, path, adapt_batch=BATCH, labels=labels, origins=Origins("", "", ""), parity_steps=1)
+    export_bundle(step, path, adapt_batch=BATCH, labels=labels, origins=Origins("", "", ""), parity_steps=5)
     frames = synthetic_frames(FRAMES, 32, 32, 7)
     with Adapter.open(path, adapt="always", settings=OPEN, threads=1) as adapter:
         device = np.stack([adapter(frame.numpy()).logits for frame in frames])

@@ -65,19 +65,16 @@ def test_every_rule_exports_with_parity(tmp_path, rule):
     check_parity(Parity(manifest.parity))
 
 
-def judged(engine=1e-5, torch_float32=1e-5, steps=50, quantity="update"):
-    return Parity(ParityInfo("test", steps, 0.0, (), (ParityJudgement(quantity, torch_float32, engine),)))
+def judged(engine=1e-5, torch_float32=1e-5, quantity="update"):
+    return Parity(ParityInfo("test", 50, 0.0, (), (ParityJudgement(quantity, torch_float32, engine),)))
 
 
 def test_parity_bounds(caplog):
     check_parity(judged(engine=2e-5))
     check_parity(judged(engine=7e-6, torch_float32=0.0))  # ordinary rounding
-    check_parity(judged(engine=1.6e-4, steps=4))  # few steps say little
     for strayed in (judged(engine=2.1e-5), judged(engine=float("nan")), judged(engine=8e-6, torch_float32=0.0)):
         with pytest.raises(ParityError, match="the update of test after one step is"):
             check_parity(strayed)
-    with pytest.raises(ParityError, match=r"expected at most 1\.60e-04"):
-        check_parity(judged(engine=1.61e-4, steps=4))
     assert not caplog.text
 
 
@@ -198,16 +195,16 @@ def test_weights_are_stored_once_and_only_those_used_beside_the_statistics(bundl
 
 def test_export_is_reproducible(tmp_path):
     for name in ("a.mgg", "b.mgg"):
-        export(tmp_path / name, parity_steps=1)
+        export(tmp_path / name, parity_steps=5)
     first, second = (read_container(tmp_path / name)[1] for name in ("a.mgg", "b.mgg"))
     assert first == second
 
 
 def test_progress_reports_every_stage(tmp_path):
     seen = []
-    export(tmp_path / "x.mgg", parity_steps=2, progress=lambda *event: seen.append(event))
+    export(tmp_path / "x.mgg", parity_steps=5, progress=lambda *event: seen.append(event))
     assert ("trace and lower", 1, 1) in seen
-    assert ("parity", 2, 2) in seen
+    assert ("parity", 5, 5) in seen
 
 
 @pytest.mark.parametrize(
@@ -215,7 +212,7 @@ def test_progress_reports_every_stage(tmp_path):
     [
         ({"adapt_batch": 1}, "adapt batch ≥ 2"),
         ({"infer_batch": 0}, "infer batch ≥ 1"),
-        ({"parity_steps": 0}, "parity steps ≥ 1"),
+        ({"parity_steps": 4}, "parity steps ≥ 5"),
         ({"labels": ("a", "b")}, "expected 10 names, found 2"),
     ],
 )
@@ -289,7 +286,7 @@ def test_a_lowering_tensorrt_cannot_take_stops_the_export(tmp_path, monkeypatch)
 
 def test_rule_settings_reach_the_manifest(tmp_path):
     step = dataclasses.replace(small_step("adam"), learning_rate=3e-4)
-    manifest = export_bundle(step, tmp_path / "x.mgg", adapt_batch=2, labels=LABELS, origins=ORIGINS, parity_steps=1)
+    manifest = export_bundle(step, tmp_path / "x.mgg", adapt_batch=2, labels=LABELS, origins=ORIGINS, parity_steps=5)
     assert manifest.rule.learning_rate == 3e-4
     assert manifest.rule.options == {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
     assert manifest.adapt_batch == 2

@@ -49,7 +49,7 @@ def distance(found, exact):
 
 def export(path, rule="adam", **options):
     labels = [f"class {index}" for index in range(10)]
-    settings = {"adapt_batch": 4, "labels": labels, "origins": Origins("r", "u", "s"), "parity_steps": 2, **options}
+    settings = {"adapt_batch": 4, "labels": labels, "origins": Origins("r", "u", "s"), "parity_steps": 5, **options}
     return export_bundle(small_step(rule), path, **settings)
 
 

@@ -27,7 +27,7 @@ def bundle(request, tmp_path_factory):
     path, (name, statistics) = tmp_path_factory.mktemp("plain") / "x.mgg", request.param
     asked = ExportRequest(name, "random", image_size=64, rule="sgd", norm_statistics=statistics)
     step, labels, origins = compose(asked)
-    export_bundle(step, path, adapt_batch=4, labels=labels, origins=origins, parity_steps=1)
+    export_bundle(step, path, adapt_batch=4, labels=labels, origins=origins, parity_steps=5)
     return Bundle.load(path)
 
 

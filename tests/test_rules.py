@@ -145,7 +145,7 @@ class TestForward:
             step = small_step(name)
             labels = [str(index) for index in range(10)]
             export_bundle(
-                step, tmp_path / "x.mgg", adapt_batch=4, labels=labels, origins=Origins("r", "u", "s"), parity_steps=1
+                step, tmp_path / "x.mgg", adapt_batch=4, labels=labels, origins=Origins("r", "u", "s"), parity_steps=5
             )
             graphs = Bundle.load(tmp_path / "x.mgg").graphs
             counts[name] = {

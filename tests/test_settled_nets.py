@@ -26,7 +26,7 @@ def bundle(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("folded") / "x.mgg"
     asked = ExportRequest("resnet10t", "random", image_size=64, rule="sgd", norm_statistics=request.param)
     step, labels, origins = compose(asked)
-    export_bundle(step, path, adapt_batch=4, labels=labels, origins=origins, parity_steps=1)
+    export_bundle(step, path, adapt_batch=4, labels=labels, origins=origins, parity_steps=5)
     return Bundle.load(path)
 
 

@@ -31,7 +31,7 @@ TWO_TARGETS = "tensorrt:sm86,sm120"
 def export(path, rule="mgg", seed=0, precision="float32"):
     labels = [f"class {index}" for index in range(10)]
     origins = Origins("r", "u", "s")
-    settings = {"adapt_batch": 4, "labels": labels, "origins": origins, "parity_steps": 1, "precision": precision}
+    settings = {"adapt_batch": 4, "labels": labels, "origins": origins, "parity_steps": 5, "precision": precision}
     export_bundle(small_step(rule, seed), path, **settings)
     return path
 
@@ -197,7 +197,7 @@ def test_the_commands(small, tmp_path, monkeypatch, capsys):
 
 def test_export_names_the_engines_it_wrote(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "engines"))
-    words = ["--weights", "random", "--image-size", "32", "--classes", "4", "--batch", "2", "--parity-steps", "1"]
+    words = ["--weights", "random", "--image-size", "32", "--classes", "4", "--batch", "2", "--parity-steps", "5"]
     for extra in ([], ["--json"]):
         with pytest.raises(SystemExit) as ended:
             main(

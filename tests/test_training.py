@@ -285,7 +285,7 @@ class TestRequests:
         assert ended.value.code in (0, None), capsys.readouterr().err
         rule = load_rule(out, 1, 1)
         assert (rule.name, rule.max_learning_rate) == ("mgg", 0.004)
-        bundle = ["--out", str(tmp_path / "x.mgg"), "--parity-steps", "1", "--batch", "8"]
+        bundle = ["--out", str(tmp_path / "x.mgg"), "--parity-steps", "5", "--batch", "8"]
         model = ["--backbone", READER_NAME, "--weights", "random", "--mgg", str(out)]
         with pytest.raises(SystemExit) as ended:
             main(["export", *model, *bundle, "--learning-rate", "0.01"])
@@ -315,7 +315,7 @@ class TestRequests:
         with pytest.raises(SystemExit) as ended:
             main(["train", *model, "--data", str(tmp_path / "data"), "--updates", "1", "--out", str(rule), "--json"])
         assert ended.value.code in (0, None), capsys.readouterr().err
-        export = ["export", *model, "--mgg", str(rule), "--parity-steps", "1", "--batch", "4", "--out", str(out)]
+        export = ["export", *model, "--mgg", str(rule), "--parity-steps", "5", "--batch", "4", "--out", str(out)]
         with pytest.raises(SystemExit) as ended:
             main([*export, "--norm-statistics", "mix:0.1"])
         assert ended.value.code == 2
