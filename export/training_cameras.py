@@ -20,7 +20,7 @@ from mgg_edge.scenes.objects import TEST, TRAINING, VALIDATION, CutOut, Scene, l
 
 __all__ = ["CameraRequest", "train_cameras"]
 
-VIEWS = 3  # parts of each photograph that cameras look at, in training
+VIEWS = 8  # parts of each photograph that are looked at in training
 
 
 @dataclass(frozen=True)

@@ -220,10 +220,11 @@ class TestTraining:
     def rule(self, learner):
         return ForwardPlus(learner.backbone.norms.size, learner.backbone.features, rank=4)
 
-    def test_the_robust_way_lowers_its_loss(self, stages):
+    def test_the_robust_way_lowers_its_loss(self, pictures):
         learner = a_learner()
         rule = self.rule(learner)
-        trainer = RobustTrainer(rule, learner, stages, SceneRecipe(clean_share=0.0))
+        parts = load_scenes(pictures / "scenes", SIZE, SIZE, TRAINING), load_cut_outs(pictures / "things", TRAINING)
+        trainer = RobustTrainer(rule, learner, *parts, SceneRecipe(clean_share=0.0))
         trainer.prepare(rng())
         before = trainer.backward(rng(3))
         with torch.no_grad():

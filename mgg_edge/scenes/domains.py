@@ -51,11 +51,11 @@ class Domain:
         return np.rint(pictures * 255).astype(np.uint8)
 
 
-def draw_domain(rng: Rng, clean_share: float = CLEAN_SHARE) -> Domain:
-    """A random domain."""
+def draw_domain(rng: Rng, clean_share: float = CLEAN_SHARE, most: int = MAX_OPERATIONS) -> Domain:
+    """A random domain, of at most `most` operations."""
     if rng.random() < clean_share:
         return Domain("clean", ())
-    names = rng.choice(sorted(OPERATIONS), rng.integers(1, MAX_OPERATIONS + 1), replace=False)
+    names = rng.choice(sorted(OPERATIONS), rng.integers(1, most + 1), replace=False)
     return Domain("+".join(names), tuple(OPERATIONS[name](rng) for name in names))
 
 

@@ -1,10 +1,12 @@
-"""Training of `robust` and `forward+` on cameras that different things pass (`stages.py`).
+"""Training of `robust` and `forward+` on what cameras see that different things pass.
 
-    robust      things in a weather → network under θ₀ + δ → soft cross-entropy to the frozen model's clear views → ∇ δ
-    forward+    window in the weather → h; others under θ₀ + δ + P tanh h → the same loss → ∇ θ, regressed on tanh h
+    robust      pictures in a weather → network under θ₀ + δ → divergence from the frozen model's clear view → ∇ δ
+    forward+    window in the weather → h; others under θ₀ + δ + P tanh h → cross-entropy → ∇ θ, regressed on tanh h
 
-Each loss is divided by the frozen model's own on the window, where that is above 1: a weather in which nothing is to be
-seen does not drown the others. No label is looked at anywhere.
+Pictures of `robust` are drawn anew for every update, whatever the frozen model calls them: from a hundred views of each
+of some cameras (`stages.py`), which `forward+` is trained on, δ learns those views (docs/LOG.md). Each loss is divided
+by the frozen model's own, where that is above 1: a weather in which nothing is to be seen does not drown the others. No
+label is looked at anywhere.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mgg_edge.errors import UsageError
@@ -24,7 +27,8 @@ from mgg_edge.learn.training.gradient import principal_directions
 from mgg_edge.learn.training.learner import Learner
 from mgg_edge.learn.training.optimiser import RULE_RATES
 from mgg_edge.learn.training.stages import Episode, Stage, clear_shift, draw_episode
-from mgg_edge.scenes.domains import draw_domain
+from mgg_edge.scenes.domains import Domain, draw_domain
+from mgg_edge.scenes.objects import CutOut, Scene, place
 
 __all__ = [
     "RobustTrainer",
@@ -32,6 +36,7 @@ __all__ = [
     "SceneRecipe",
     "agreement",
     "distance",
+    "divergence",
     "logits_under",
     "observe",
     "theta_of",
@@ -49,7 +54,9 @@ RADIUS_MARGIN = 1.1
 RIDGE, RIDGE_OF_MEAN = 0.015, 0.1
 # How far to go along the mean of the descent and along what h foretells of it.
 STEP_LENGTHS = ((0.0, 0.01), (0.005, 0.01), (0.01, 0.02), (0.01, 0.04), (0.02, 0.04))
-ROBUST_CAMERAS, ROBUST_PICTURES = 4, 4
+ROBUST_WEATHERS, ROBUST_PICTURES = 4, 4
+SPARE_PICTURES = 4  # drawn beyond those looked at: the frozen model is least sure of these
+SINGLE_SHARE = 0.5  # of weathers that are one operation for certain
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class SceneRecipe:
         episodes: of a round of the regression.
         windows: numbers M of frames in a window, one drawn for each episode.
         aim: other frames the loss is taken over, an episode.
-        clean_share: share of clear weather in the training of `robust`.
+        clean_share: share of clear weather among those of `robust` that may have several operations.
         few_share: share of episodes whose windows show few things.
     """
 
@@ -81,14 +88,23 @@ class RobustTrainer:
     Args:
         rule: its δ receives the gradients.
         learner: the model that adapts.
-        stages: the cameras.
+        scenes: what is in the pictures.
+        cut_outs: what stands before it.
         recipe: how to train.
     """
 
     rates: ClassVar[Mapping[str, float]] = RULE_RATES
 
-    def __init__(self, rule: ForwardPlus, learner: Learner, stages: Sequence[Stage], recipe: SceneRecipe) -> None:
-        self.rule, self.learner, self.stages, self.recipe = rule, learner, stages, recipe
+    def __init__(
+        self,
+        rule: ForwardPlus,
+        learner: Learner,
+        scenes: Sequence[Scene],
+        cut_outs: Sequence[CutOut],
+        recipe: SceneRecipe,
+    ) -> None:
+        self.rule, self.learner, self.recipe = rule, learner, recipe
+        self.scenes, self.cut_outs = scenes, cut_outs
 
     def prepare(self, rng: np.random.Generator) -> None:  # noqa: ARG002 (nothing is drawn)
         """Begin at θ₀."""
@@ -97,17 +113,35 @@ class RobustTrainer:
             self.rule.write.zero_()
 
     def backward(self, rng: np.random.Generator) -> float:
-        """Leave the gradient of one update in δ: four pictures each of four cameras, each in a weather of its own."""
-        frames, targets = [], []
-        for _ in range(ROBUST_CAMERAS):
-            stage = self.stages[int(rng.integers(len(self.stages)))]
-            chosen = rng.choice(len(stage.frames), ROBUST_PICTURES)
-            frames.append(draw_domain(rng, self.recipe.clean_share)(stage.frames[chosen], rng))
-            targets.append(stage.probabilities[chosen].float())
+        """Leave the gradient of one update in δ: four pictures in each of four weathers."""
+        clear, target = self._pictures(rng, ROBUST_WEATHERS * ROBUST_PICTURES)
+        frames = torch.from_numpy(
+            np.concatenate([self._weather(rng)(part, rng) for part in np.split(clear, ROBUST_WEATHERS)])
+        )
+        with torch.no_grad():
+            frozen = divergence(self.learner.frozen(frames)[0], target)
+        usual = frozen.view(ROBUST_WEATHERS, -1).mean(1).clamp(min=1.0).repeat_interleave(ROBUST_PICTURES)
         theta = self.learner.source.theta + self.rule.robust
-        loss = distance(logits_under(self.learner, theta, torch.from_numpy(np.concatenate(frames))), torch.cat(targets))
+        loss = (divergence(logits_under(self.learner, theta, frames), target) / usual).mean()
         loss.backward()
         return float(loss.detach())
+
+    def _pictures(self, rng: np.random.Generator, count: int) -> tuple[NDArray[np.uint8], Tensor]:
+        """Clear views u8[n, H, W, 3] and their class probabilities f[n, C], in no order."""
+        drawn = []
+        for _ in range(count + SPARE_PICTURES):
+            scene = self.scenes[int(rng.integers(len(self.scenes)))]
+            drawn.append(place(scene, self.cut_outs[int(rng.integers(len(self.cut_outs)))], rng))
+        frames = np.stack(drawn)
+        probabilities = self.learner.frozen(torch.from_numpy(frames))[0].softmax(1)
+        surest = probabilities.max(1).values.topk(count).indices.cpu()
+        kept = surest[torch.from_numpy(rng.permutation(count))]
+        return frames[kept.numpy()], probabilities[kept.to(probabilities.device)]
+
+    def _weather(self, rng: np.random.Generator) -> Domain:
+        if rng.random() < SINGLE_SHARE:
+            return draw_domain(rng, 0.0, most=1)
+        return draw_domain(rng, self.recipe.clean_share)
 
     def finish(self, rng: np.random.Generator) -> None:
         """Nothing is left to measure."""
@@ -279,6 +313,11 @@ def agreement(learner: Learner, pairs: Sequence[tuple[Tensor, Episode]]) -> floa
             for theta, episode in pairs
         ]
     return float(torch.cat(right).double().mean())
+
+
+def divergence(logits: Tensor, target: Tensor) -> Tensor:
+    """KL(p ‖ softmax) f[n] of logits f[n, C] from probabilities p f[n, C]."""
+    return (torch.special.xlogy(target, target) - target * logits.log_softmax(1)).sum(1)
 
 
 def distance(logits: Tensor, target: Tensor) -> Tensor:
