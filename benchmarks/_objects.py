@@ -7,6 +7,7 @@ Half of the things are there while the camera is calibrated, the other half pass
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -75,8 +76,8 @@ def cameras_of(
     folder: Path, parts: Sequence[int], classes: Classes, side: int, frames: int, seed: int, most: int,
     people: dict[str, int] | None = None,
 ) -> list[Camera]:  # fmt: skip
-    """The first `most` cameras before which the known things are recognised."""
-    scenes = load_scenes(folder / "scenes", side, side, parts)
+    """The first `most` cameras before which the known things are recognised, in an order that names alone decide."""
+    scenes = sorted(load_scenes(folder / "scenes", side, side, parts), key=lambda scene: _digest(scene.name))
     things = load_cut_outs(folder / "stamps", parts)
     known = recognised(things, scenes, classes)
     kept = [thing for thing in things if thing.name in known]
@@ -90,6 +91,11 @@ def cameras_of(
         if len(found) == most:
             break
     return found
+
+
+def _digest(name: str) -> bytes:
+    """SHA-1 of a name: an order in which pictures of one package do not stand together."""
+    return hashlib.sha1(name.encode(), usedforsecurity=False).digest()
 
 
 def _camera(
