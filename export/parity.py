@@ -90,7 +90,7 @@ def measure_parity(
         half: the adapt graph in half precision, or None.
 
     Raises:
-        ParityError: a value of the graph in half precision is not finite: it would never adapt.
+        ParityError: a value is not finite, in float64 or in the graph in half precision: it would never adapt.
     """
     exact, single, exported = TorchRun(step, torch.float64), TorchRun(step, torch.float32), EngineRun(engine)
     halved = None if half is None else TracedRun(step, half.traced)
@@ -103,6 +103,11 @@ def measure_parity(
     for count, frames in enumerate(batches, start=1):
         begin = rounded(free["exact"])
         true, ours, theirs = exact.step(frames, begin), single.step(frames, begin), exported.step(frames, begin)
+        if not _finite(true):
+            raise ParityError(
+                f"parity: the step is not finite in PyTorch float64 either, at step {count}: "
+                "with these weights the model gives no numbers"
+            )
         for name, pair in _step_distances(begin, true, ours, theirs, step.backbone.norms).items():
             judged.setdefault(name, []).append(pair)
         worst = max(worst, float(np.abs(theirs.logits - true.logits).max()))
@@ -113,7 +118,11 @@ def measure_parity(
             said |= {"single": single.step(frames, free["single"]), "exported": exported.step(frames, free["exported"])}
         if half is not None and halved is not None:
             said["halved"] = halved.step(frames, free["halved"])
-            _require_finite(said["halved"], half.precision, count)
+            if not _finite(said["halved"]):
+                raise ParityError(
+                    f"precision: the step in {half.precision} is not finite after {count} steps; "
+                    "use float32 or bfloat16"
+                )
             worst_half = max(worst_half, float(np.abs(said["halved"].logits - true.logits).max()))
         free = {name: one.state for name, one in said.items()}
         if count in REPORTED_STEPS:
@@ -199,11 +208,8 @@ def _judgements(judged: Mapping[str, list[tuple[float, float]]]) -> tuple[Parity
     return tuple(ParityJudgement(name, float(ours), float(theirs)) for name, ours, theirs in medians)
 
 
-def _require_finite(said: Said, precision: str, steps: int) -> None:
-    if not all(np.isfinite(part).all() for part in (said.logits, *said.state.values())):
-        raise ParityError(
-            f"precision: the step in {precision} is not finite after {steps} steps; use float32 or bfloat16"
-        )
+def _finite(said: Said) -> bool:
+    return all(bool(np.isfinite(part).all()) for part in (said.logits, *said.state.values()))
 
 
 def _rows(count: int, source: State, exact: Said, single: Said, other: Said) -> list[ParityRow]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-
 import numpy as np
 import pytest
 
@@ -85,6 +84,18 @@ def test_a_step_that_no_float32_follows_is_said_not_refused(caplog):
     assert "try --norm-statistics" not in caplog.text  # nothing moves here
     check_parity(strayed._replace(moves=True))
     assert "after one step; try --norm-statistics source" in caplog.text
+
+
+def test_a_model_that_gives_no_numbers_is_refused_as_such(tmp_path, monkeypatch):
+    computed = TorchRun.step
+
+    def step(run, frames, state):
+        said = computed(run, frames, state)
+        return dataclasses.replace(said, logits=said.logits * np.nan) if run._dtype == torch.float64 else said
+
+    monkeypatch.setattr(TorchRun, "step", step)
+    with pytest.raises(ParityError, match="the step is not finite in PyTorch float64 either, at step 1"):
+        export(tmp_path / "x.mgg")
 
 
 def distances(wrong):
