@@ -4,25 +4,22 @@
     PYTHONPATH=. python benchmarks/families.py --only vit,swin    those whose name contains one of these
 
 A family is a module of `timm.models`. Its model is exported as anybody would: forward and step are traced and lowered,
-opened by ONNX Runtime, and one step is compared with float64 (`mgg_edge/export/parity.py`); random weights, Adam, two
-pictures of the model's own size, statistics of batch normalisation as they are in the source. What an export says when
-it refuses is in the table.
+opened by ONNX Runtime, and five steps are compared with float64 (`mgg_edge/export/parity.py`); random weights, Adam,
+two pictures of the model's own size, statistics of batch normalisation as they are in the source. What an export says
+when it refuses is in the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from _export import EXPORTED, REFUSED, try_export
 from rich.console import Console
 from rich.progress import track
 
@@ -31,8 +28,8 @@ from mgg_edge.learn.norm_layers import discover_norms
 from mgg_edge.learn.norm_statistics import replace_batch_norms
 
 BATCH, TIMEOUT_S = 2, 900
-EXPORT = ("export", "--weights", "random", "--rule", "adam", "--norm-statistics", "source", "--parity-steps", 5)
-WITHOUT_NORMS, EXPORTED, REFUSED = "without norms", "exported", "refused"
+EXPORT = ("--weights", "random", "--rule", "adam", "--norm-statistics", "source", "--parity-steps", 5)
+WITHOUT_NORMS = "without norms"
 MOST_WORDS = 150  # characters of a refusal
 
 
@@ -55,25 +52,6 @@ def smallest(names: list[str]) -> str | None:
             continue  # not to be built without numbers, or nothing in it to adapt
         sizes[name] = sum(parameter.numel() for parameter in model.parameters())
     return min(sizes, key=lambda name: sizes[name]) if sizes else None
-
-
-def try_export(name: str) -> dict[str, Any]:
-    """Export in a process of its own, which may need much memory or never end."""
-    with tempfile.TemporaryDirectory() as folder:
-        words = [*EXPORT, "--backbone", name, "--batch", BATCH, "--out", Path(folder) / "x.mgg", "--json"]
-        started = time.monotonic()
-        try:
-            ended = subprocess.run(
-                [sys.executable, "-c", "from mgg_edge.cli.main import main; main()", *map(str, words)],
-                capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return {"result": REFUSED, "said": f"not done after {TIMEOUT_S} s"}
-    seconds = round(time.monotonic() - started, 1)
-    if ended.returncode:
-        said = [line for line in ended.stderr.splitlines() if line.startswith("error")] or ended.stderr.splitlines()
-        return {"result": REFUSED, "said": said[-1].removeprefix("error: "), "code": ended.returncode, "s": seconds}
-    return {"result": EXPORTED, "s": seconds, "facts": json.loads(ended.stdout)}
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -106,7 +84,9 @@ def main() -> None:
         part = arguments.out / f"{family}.json"
         if not part.exists():
             model = smallest(models)
-            found = {"result": WITHOUT_NORMS} if model is None else {"model": model, **try_export(model)}
+            found: dict[str, Any] = {"result": WITHOUT_NORMS}
+            if model is not None:
+                found = {"model": model, **try_export([*EXPORT, "--backbone", model, "--batch", BATCH], TIMEOUT_S)}
             part.write_text(json.dumps(found))
         rows[family] = json.loads(part.read_text())
     print(table(rows))
