@@ -251,12 +251,12 @@ class ParityRow:
 
 @dataclass(frozen=True)
 class ParityJudgement:
-    """How far one step is from the same step in float64, the median over the steps of the check.
+    """How far one step is from the same step in float64, over the steps of the check.
 
     Attributes:
         quantity: `logits`, `loss`, `update`, a tensor of the state, or `features` of inference.
-        torch_float32: relative distance of PyTorch float32.
-        engine: of the exported graph.
+        torch_float32: relative distance of PyTorch float32, the median.
+        engine: of the exported graph, the lowest decile.
     """
 
     quantity: str

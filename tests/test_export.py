@@ -78,6 +78,20 @@ def test_parity_bounds(caplog):
     assert not caplog.text
 
 
+def test_kinks_at_most_steps_decide_nothing_and_an_error_at_every_step_does():
+    kinks = np.where(np.arange(20) % 4 > 0, 1e-3, 1e-5)  # at three of four steps of the engine, at half of PyTorch's
+    ours = np.where(np.arange(20) % 2 > 0, 1e-3, 1e-5)
+    ours[1] = 1e-5
+    (found,) = parity_module._judgements({"m": list(zip(ours, kinks, strict=True))})
+    assert found == ParityJudgement("m", 1e-5, 1e-5)
+    (found,) = parity_module._judgements({"m": list(zip(ours, kinks + 1e-4, strict=True))})
+    with pytest.raises(ParityError, match=r"is 1\.10e-04 from float64, expected at most 2\.00e-05"):
+        check_parity(Parity(ParityInfo("test", 20, 0.0, (), (found,))))
+    kinks[3] = np.nan
+    (found,) = parity_module._judgements({"m": list(zip(ours, kinks, strict=True))})
+    assert np.isnan(found.engine)
+
+
 def test_a_step_that_no_float32_follows_is_said_not_refused(caplog):
     strayed = judged(engine=3e-3, torch_float32=3e-3, quantity="logits")
     check_parity(strayed)
