@@ -165,6 +165,16 @@ def test_names(text: str, name: str | None, source: str) -> None:
     assert split_name(text) == (name, source)
 
 
+@pytest.mark.parametrize("name", ["my cam", "1st", "a" * 33, ""])
+@pytest.mark.parametrize("source", ["rtsp://host/1", "there.mp4"])
+def test_what_is_no_name_is_said(name: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.mp4").touch()
+    with pytest.raises(UsageError, match=f"at most 32 letters, digits, .* found '{name}'"):
+        split_name(f"{name}={source}")
+    assert split_name("videotestsrc pattern=ball ! autovideosink")[0] is None
+
+
 def test_a_file_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a=b.mp4").touch()
     monkeypatch.chdir(tmp_path)

@@ -86,11 +86,23 @@ def open_source(
 
 
 def split_name(text: str) -> tuple[str | None, str]:
-    """The name and the source of `NAME=SOURCE`; no name where there is none."""
+    """The name and the source of `NAME=SOURCE`; no name where there is none.
+
+    Raises:
+        UsageError: what stands before a source is no name.
+    """
     found = _NAMED.fullmatch(text)
-    if found is None or os.path.lexists(text):
+    if os.path.lexists(text):
         return None, text
-    return found.group(1), found.group(2)
+    if found is not None:
+        return found.group(1), found.group(2)
+    name, equals, source = text.partition("=")
+    if equals and not re.search(r"[/:!?]", name) and (os.path.lexists(source) or scheme_of(source) is not None):
+        raise UsageError(
+            f"source: expected before '=' a name of at most 32 letters, digits, '-' and '_' that begins with a letter, "
+            f"found '{name}'"
+        )
+    return None, text
 
 
 def suggest_name(text: str, index: int) -> str:
