@@ -6,13 +6,18 @@ import contextlib
 import errno
 import io
 import os
+import select
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO, cast
 
 from mgg_edge.errors import SinkError
 
-__all__ = ["standard_output"]
+__all__ = ["standard_output", "stoppable"]
+
+PATIENCE_S, POLL_MS = 1.0, 100
+CHUNK = select.PIPE_BUF // 4  # letters, at most four bytes each: what a pipe that is ready takes without blocking
 
 
 class _Output(io.TextIOBase):
@@ -58,6 +63,38 @@ class _Output(io.TextIOBase):
             if self._stream is not None:
                 with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a handle for dup2
                     os.dup2(nowhere.fileno(), self._stream.fileno())
+
+
+class _Stoppable(io.TextIOBase):
+    def __init__(self, stream: TextIO, asked: Callable[[], bool]) -> None:
+        self._stream, self._asked, self._asked_s = stream, asked, 0.0
+        self._ready = select.poll()
+        self._ready.register(stream.fileno(), select.POLLOUT)
+
+    def write(self, text: str) -> int:
+        for start in range(0, len(text), CHUNK):
+            self._wait()
+            self._stream.write(text[start : start + CHUNK])
+            self._stream.flush()
+        return len(text)
+
+    def _wait(self) -> None:
+        while not self._ready.poll(POLL_MS):
+            if self._asked():
+                self._asked_s = self._asked_s or time.monotonic()
+                if time.monotonic() - self._asked_s >= PATIENCE_S:
+                    raise SinkError("standard output: nobody reads it, and the run was asked to end; lines are missing")
+
+
+def stoppable(stream: TextIO, asked: Callable[[], bool]) -> TextIO:
+    """The stream; a write to a pipe that nobody empties fails a second after `asked`, instead of lasting for ever.
+
+    What has no file descriptor never blocks, and is given back.
+    """
+    try:
+        return cast(TextIO, _Stoppable(stream, asked))
+    except io.UnsupportedOperation:
+        return stream
 
 
 @contextlib.contextmanager

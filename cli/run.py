@@ -171,6 +171,7 @@ def run(
     Ctrl-C, SIGTERM and a hang-up end the run after the frame in hand; outputs are completed and the summary is printed.
     """
     from mgg_edge.cli.display import RunDisplay, Stages, log_to_terminal
+    from mgg_edge.cli.output import stoppable
     from mgg_edge.cli.run_fleet import Fleet, Reload
     from mgg_edge.cli.run_parts import EngineChoice, Events, Models, Targets, open_sources, serving
     from mgg_edge.cli.run_words import CameraWords, named, read_cameras
@@ -178,14 +179,12 @@ def run(
     from mgg_edge.runtime.outputs.sinks import JsonLines
     from mgg_edge.runtime.session_lanes import run_lanes
 
-    if (config is None) == (not source):
-        set_by = " (MGG_EDGE_SOURCE is set)" if "MGG_EDGE_SOURCE" in os.environ else ""
-        raise UsageError(f"run: expected either --source or --config, found {'both' if source else 'neither'}{set_by}")
+    _require_one_of(source, config)
     console = log_to_terminal(as_json=log_format is LogFormat.JSON)
-    lines = JsonLines(sys.stdout, top=top) if json else None
     common = CameraWords("", "", bundle, adapt.value, adapt_budget_ms, latest, strict, stall_timeout, max_reconnects)
     with contextlib.ExitStack() as stack:
         stopper = stack.enter_context(StopRequest(reloads=config is not None))
+        lines = JsonLines(stoppable(sys.stdout, lambda: stopper.signal is not None), top=top) if json else None
         # Cheapest first: what is wrong with the arguments shows before the model is loaded.
         views = serving(serve, stack, allow_host or (), control)
         words = named(source or (), common) if config is None else read_cameras(config, common)
@@ -211,6 +210,12 @@ def run(
         raise failure
     if stopper.signal == signal.SIGINT:
         raise typer.Exit(INTERRUPTED)
+
+
+def _require_one_of(source: list[str] | None, config: Path | None) -> None:
+    if (config is None) == (not source):
+        set_by = " (MGG_EDGE_SOURCE is set)" if "MGG_EDGE_SOURCE" in os.environ else ""
+        raise UsageError(f"run: expected either --source or --config, found {'both' if source else 'neither'}{set_by}")
 
 
 def _total(expected: list[int | None], limit: int | None) -> int | None:

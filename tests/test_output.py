@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
+import threading
 import time
 
 import pytest
 
 import toy
 from mgg_edge.cli.main import main
+from mgg_edge.cli.output import stoppable
 from mgg_edge.cli.stop_request import asked_to_end
 from mgg_edge.errors import printable
+from mgg_edge.runtime.store.state_file import cameras_in
 from videos import pictures, write_video
 
 MAIN = [sys.executable, "-c", "import sys; from mgg_edge.cli.main import main; main(sys.argv[1:])"]
@@ -50,6 +55,34 @@ def test_an_output_that_cannot_be_written_is_one_line_and_code_1(toy_bundle, cli
     done = call(commands(toy_bundle, clip)[number], redirect)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == f"error: standard output: cannot write: {reason}"
+
+
+def test_a_run_that_nobody_reads_ends_when_it_is_asked_to(toy_bundle, tmp_path):
+    words = ["run", "--bundle", toy_bundle, "--source", "demo", "--json", "--state", tmp_path]
+    with subprocess.Popen([*MAIN, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        held, before = 0, -1
+        while held == 0 or held != before:  # until the pipe is full
+            before, held = held, int.from_bytes(fcntl.ioctl(process.stdout, termios.FIONREAD, bytes(4)), sys.byteorder)
+            time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 1
+        last = process.stderr.read().decode().splitlines()[-1]
+    assert last == "error: standard output: nobody reads it, and the run was asked to end; lines are missing"
+    assert cameras_in(tmp_path) == ["demo"]  # what was learned is kept
+
+
+def test_long_lines_reach_a_slow_reader_whole():
+    read, write = os.pipe()
+    text = "".join(f"{number} é\n" for number in range(40_000))
+    with os.fdopen(write, "w", encoding="utf-8") as stream:
+        writer = threading.Thread(target=stoppable(stream, lambda: False).write, args=(text,))
+        writer.start()
+        got = b""
+        while len(got) < len(text.encode()):
+            got += os.read(read, 5000)
+        writer.join()
+    os.close(read)
+    assert got.decode() == text
 
 
 @pytest.mark.parametrize("number", range(7))
