@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +17,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Table
 from rich.text import Text
 
+from mgg_edge.cli.log_lines import JsonHandler, shown
 from mgg_edge.compat import Self
 from mgg_edge.errors import printable
 
@@ -55,29 +54,7 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        self._console.print(prefix + _shown(record), markup=False, highlight=False, soft_wrap=True)
-
-
-class _JsonHandler(logging.Handler):
-    """One JSON object a log line on standard error: `time` (UTC), `level`, `logger`, `message`."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        values = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": _shown(record),
-        }
-        sys.stderr.write(json.dumps(values) + "\n")
-        sys.stderr.flush()
-
-
-def _shown(record: logging.LogRecord) -> str:
-    from mgg_edge.runtime.sources.source_address import (
-        redact,  # here: it brings the run time, which `--help` must not wait for
-    )
-
-    return redact(" ".join(map(printable, record.getMessage().split("\n"))))
+        self._console.print(prefix + shown(record), markup=False, highlight=False, soft_wrap=True)
 
 
 def log_to_terminal(*, as_json: bool = False) -> Console:
@@ -85,7 +62,7 @@ def log_to_terminal(*, as_json: bool = False) -> Console:
     console = Console(stderr=True, quiet=as_json)  # no display between the lines of a log for programs
     logger = logging.getLogger("mgg_edge")
     logger.setLevel(logging.INFO)
-    logger.handlers[:] = [_JsonHandler(logging.INFO) if as_json else _ConsoleHandler(console)]
+    logger.handlers[:] = [JsonHandler(logging.INFO) if as_json else _ConsoleHandler(console)]
     return console
 
 

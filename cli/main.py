@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from mgg_edge.cli.engines import engines_app
 from mgg_edge.cli.eval import eval as eval_command
 from mgg_edge.cli.export import export
 from mgg_edge.cli.inspect import inspect
+from mgg_edge.cli.log_lines import logs_json
 from mgg_edge.cli.output import standard_output
 from mgg_edge.cli.replay import replay
 from mgg_edge.cli.run import run
@@ -101,6 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: the words after the program's name; those of the process when None.
     """
+    logging.getLogger("mgg_edge").handlers.clear()
     with standard_output(_fail):
         try:
             app(args=arguments, prog_name="mgg-edge")
@@ -124,7 +127,11 @@ def _fail(error: MggEdgeError) -> int:
     """Say an error; the exit code."""
     with contextlib.suppress(MggEdgeError, BrokenPipeError):
         sys.stdout.flush()
+    message = " ".join(str(error).split())
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+            if logs_json():
+                logging.getLogger("mgg_edge").error("%s", message)
+            else:
+                print(f"error: {message}", file=sys.stderr)  # noqa: T201
     return error.exit_code

@@ -205,7 +205,8 @@ def run(
             attends.append(stack.enter_context(Reload(config, common, fleet)).attend)
         with display:
             total, parts = run_lanes(lanes, stop=lambda: stopper.signal is not None, limit=limit, attend=attends)
-        _report(total, parts, lines, display.labels, fleet.videos)
+        at_end = lines or (JsonLines(sys.stdout) if log_format is LogFormat.JSON else None)
+        _report(total, parts, at_end, display.labels, fleet.videos)
     if failure := total.failure or fleet.record_failure:
         raise failure
     if stopper.signal == signal.SIGINT:

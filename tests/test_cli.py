@@ -373,6 +373,17 @@ def test_a_log_for_programs_is_json_on_standard_error(call: Call, toy_bundle: Pa
     assert "frame 5 dropped" in line["message"]
 
 
+def test_under_a_log_for_programs_the_summary_and_the_last_error_are_json(call: Call, toy_bundle: Path) -> None:
+    source = ("--source", "synthetic:frames=12", "--log-format", "json")
+    done = call("run", "--bundle", toy_bundle, *source)
+    assert json.loads(done.out)["summary"]["frames_read"] == 12
+    done = call("run", "--bundle", "nowhere.mgg", *source)
+    assert (done.code, done.out) == (2, "")
+    (line,) = map(json.loads, done.err.splitlines())
+    assert (line["level"], line["message"].partition(";")[0]) == ("error", "nowhere.mgg: no such bundle")
+    assert call("inspect", "nowhere.mgg").err.startswith("error: ")  # said to people again
+
+
 def test_a_camera_with_a_password_served_while_its_connection_breaks(toy_bundle: Path, tmp_path: Path) -> None:
     """The whole program: source from the environment, page, reconnection, two SIGTERMs; and nowhere the password."""
     port = free_port()
