@@ -409,6 +409,32 @@ def test_a_recording_at_an_address_ends_and_is_not_played_again(tmp_path: Path) 
         assert source.stats.disconnects == 0
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_an_answer_without_a_length_ends_where_the_file_does(tmp_path: Path, cut: bool) -> None:
+    """FFmpeg takes that end for an error, with two pictures still in its decoder."""
+    whole = write_video(tmp_path / "clip.mp4", pictures(40), codec="libx264", movflags="faststart").read_bytes()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "video/mp4")
+            self.end_headers()
+            self.wfile.write(whole[: len(whole) * 2 // 3] if cut else whole)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with open_source(f"http://127.0.0.1:{server.server_address[1]}/clip.mp4", QUICK) as source:
+            if cut:
+                with pytest.raises(SourceError, match="reading failed"):
+                    list(source)
+            else:
+                assert len(list(source)) == 40
+        server.shutdown()
+
+
 def test_a_playlist_from_the_network_reads_no_file_of_this_machine(tmp_path: Path) -> None:
     import http.server
 

@@ -124,9 +124,9 @@ def _has_end(container: av.container.InputContainer) -> bool:
 
 
 def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[DecodedPicture]:
-    converter, bad = PictureConverter(stated_pixel_aspect(stream)), 0
+    converter, bad, packets = PictureConverter(stated_pixel_aspect(stream)), 0, _until_all_are_read(container, stream)
     try:
-        for packet in container.demux(stream):
+        for packet in packets:
             try:
                 pictures = packet.decode()
             except DECODER_ERRORS as error:
@@ -141,6 +141,25 @@ def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> I
                 yield DecodedPicture(converter.convert(picture), time_s, captured_s)
     except DECODER_ERRORS as error:
         raise SourceError(f"reading failed: {_reason(error)}") from error
+
+
+def _until_all_are_read(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet[Any]]:
+    """Packets of a stream, at last the one that flushes the decoder.
+
+    FFmpeg takes the end of an answer without a length for an error. Where the file says how many pictures it has, and
+    all are there, it is the end.
+    """
+    read = 0
+    try:
+        for packet in container.demux(stream):
+            read += packet.size > 0
+            yield packet
+    except DECODER_ERRORS:
+        if not 0 < stream.frames <= read:
+            raise
+        flush = av.Packet()
+        flush.stream = stream
+        yield flush
 
 
 def _open_gstreamer(request: Mapping[str, Any]) -> Reader:
