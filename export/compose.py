@@ -42,6 +42,7 @@ __all__ = ["STILL", "ExportRequest", "class_labels", "compose", "compose_backbon
 
 logger = logging.getLogger(__name__)
 
+TABLES = {".csv": ",", ".tsv": "\t"}  # what stands between columns, by the end of the file's name
 DEFAULT_RULE = "mgg"
 STILL = "source"  # statistics of batch normalisation that do not move
 STATISTICS_BATCH = 8
@@ -273,6 +274,12 @@ def class_labels(request: ExportRequest, backbone: Backbone) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{request.labels}: cannot read the class names: {error}") from error
     names = tuple(line.strip() for line in lines if line.strip())
+    delimiter = TABLES.get(request.labels.suffix.lower())
+    if delimiter and names and all(delimiter in name for name in names):
+        raise UsageError(
+            f"{request.labels}: expected class names, one a line, found a table whose first line is '{names[0]}'; "
+            "keep the column of names, without a heading"
+        )
     if len(names) != backbone.classes:
         raise UsageError(f"{request.labels}: expected {backbone.classes} class names, one a line, found {len(names)}")
     return names

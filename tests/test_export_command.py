@@ -111,6 +111,7 @@ def test_released_checkpoint_as_rule(tmp_path, capsys):
         (["--mgg", "package"], 2, "with --weights package alone, found vit_tiny_patch16_224 with --weights random"),
         (["--source-data", "none"], 2, "expected a directory of images"),
         (["--labels", "none.txt"], 2, "cannot read the class names"),
+        (["--labels", "two.csv", "--classes", "2"], 2, "found a table whose first line is 'id,name'"),
         (["--learning-rate", "nan"], 2, "learning rate: 'mgg' expected a number"),
         (["--batch", "1"], 2, "Invalid value for '--batch'"),
         (["--out", "none/x.mgg"], 1, "cannot write here: No such file or directory"),
@@ -120,6 +121,7 @@ def test_released_checkpoint_as_rule(tmp_path, capsys):
 def test_mistakes_get_one_line_and_a_code(tmp_path, capsys, monkeypatch, words, code, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pyproject.toml").write_text("text")
+    (tmp_path / "two.csv").write_text("id,name\n0,bus\n")
     base = [
         "export",
         "--backbone",
