@@ -138,7 +138,7 @@ def test_mistakes_get_one_line_and_a_code(tmp_path, capsys, monkeypatch, words, 
     assert stdout == ""
     assert message in " ".join(stderr.split())
     assert "Traceback" not in stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["pyproject.toml", "two.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pyproject.toml", "two.csv"]
 
 
 def test_weights_with_nan_are_refused(tmp_path, capsys, weights):
