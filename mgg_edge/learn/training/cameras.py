@@ -35,7 +35,7 @@ from mgg_edge.learn.training.stages import Episode, Stage, build_stages, draw_ep
 from mgg_edge.scenes.domains import draw_domain
 from mgg_edge.scenes.objects import CutOut, Scene
 
-__all__ = ["CAMERA_RULES", "CameraRecipe", "CameraTraining", "report"]
+__all__ = ["CAMERA_RULES", "CameraRecipe", "CameraTraining", "learner_of", "report"]
 
 CAMERA_RULES = ("robust", "forward+")
 HELD_OUT_SEED = 77
@@ -109,7 +109,7 @@ class CameraTraining:
     ) -> None:
         self.recipe, place = recipe, torch.device(device)
         backbone.model.to(place)
-        self.learner = learner = Learner(backbone, Objective(), _no_statistics(backbone.features), place)
+        self.learner = learner = learner_of(backbone, place)
         some = scenes[0][:: math.ceil(len(scenes[0]) / MOST_SCENES)]
         self.stages = build_stages(some, scenes[1], learner.frozen, SCENE_VIEWS, recipe.seed, progress)
         self.held_out = build_stages(*held_out_scenes, learner.frozen, SCENE_VIEWS, recipe.seed, progress)
@@ -191,10 +191,11 @@ class CameraTraining:
         return hashlib.sha256(json.dumps(self._facts, sort_keys=True).encode()).hexdigest()
 
 
-def _no_statistics(features: int) -> SourceStatistics:
-    """Cameras have statistics of their own; the learner's are not looked at."""
-    nothing = torch.zeros(features, dtype=torch.float64)
-    return SourceStatistics(nothing, nothing + 1, 1, torch.ones(len(CLEAN_WINDOWS), dtype=torch.float64))
+def learner_of(backbone: Backbone, device: torch.device | str = "cpu") -> Learner:
+    """A learner whose statistics are not looked at: cameras have their own."""
+    nothing = torch.zeros(backbone.features, dtype=torch.float64)
+    statistics = SourceStatistics(nothing, nothing + 1, 1, torch.ones(len(CLEAN_WINDOWS), dtype=torch.float64))
+    return Learner(backbone, Objective(), statistics, torch.device(device))
 
 
 def _held_out_episodes(stages: Sequence[Stage], theta: Tensor, clean_share: float) -> list[Episode]:

@@ -20,7 +20,7 @@ from mgg_edge.scenes.corruptions import BENCHMARK_KINDS, corrupt
 from mgg_edge.scenes.domains import Domain
 from mgg_edge.scenes.objects import CutOut, Scene
 
-__all__ = ["WeatherRow", "judge_rule", "verdict"]
+__all__ = ["WeatherRow", "judge_rule", "verdict", "weather"]
 
 SEVERITY = 3
 WINDOW, AIM = 16, 16
@@ -56,7 +56,7 @@ def judge_rule(
     theta, rows = learner.source.theta, []
     for number, kind in enumerate(("clear", *BENCHMARK_KINDS)):
         rng = np.random.default_rng([SEED, number])
-        episodes = [draw_episode(stage, _weather(kind), theta, WINDOW, AIM, rng) for stage in stages]
+        episodes = [draw_episode(stage, weather(kind, SEVERITY), theta, WINDOW, AIM, rng) for stage in stages]
         ways = (
             [theta for _ in episodes],
             [theta + rule.robust.detach() for _ in episodes],
@@ -82,12 +82,13 @@ def verdict(rows: Sequence[WeatherRow]) -> str:
     return f"it {'pays' if pays else 'does not pay'}: {found}"
 
 
-def _weather(kind: str) -> Domain:
+def weather(kind: str, severity: int) -> Domain:
+    """One of the benchmark's kinds at a severity from 1 to 5, or `clear`."""
     if kind == "clear":
         return Domain("clean", ())
 
     def apply(frames: NDArray[np.float32], _scale: float, rng: np.random.Generator) -> NDArray[np.float32]:
-        return (corrupt(np.rint(frames * 255).astype(np.uint8), kind, SEVERITY, rng) / np.float32(255)).astype(
+        return (corrupt(np.rint(frames * 255).astype(np.uint8), kind, severity, rng) / np.float32(255)).astype(
             np.float32
         )
 
