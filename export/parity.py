@@ -46,7 +46,7 @@ __all__ = ["LEAST_STEPS", "REPORTED_STEPS", "Parity", "check_parity", "measure_p
 logger = logging.getLogger(__name__)
 
 REPORTED_STEPS = (1, 5, 20, 50)
-MAX_RATIO = 2.0
+MAX_RATIO = 4.0
 # Fewer are chance themselves: EfficientNet-Lite0's first moment was once 6.2 times PyTorch's distance away after the
 # one step that was looked at.
 LEAST_STEPS = 5
