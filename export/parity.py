@@ -9,14 +9,15 @@ step then says is measured against float64:
     d(q) = ‖q − q₆₄‖ / ‖q₆₄‖                     for logits, loss, and logits and features of inference
     d(s) = ‖s' − s'₆₄‖ / ‖s'₆₄ − s‖              for every tensor s of the state that the step makes s'
 
-    pass  ⇔  lowest decile over the steps of d(exported) ≤ 2 · median of d(PyTorch float32), for every quantity
+    pass  ⇔  lowest decile over the steps of d(exported) ≤ 4 · median of d(PyTorch float32), for every quantity
 
 A wrong graph is wrong at every step; a kink moves one or the other at some, in small nets with small batches at half of
-them, so that of two sound implementations one has most of its steps moved and the other has not. Distances of 64 units
-in the last place are ordinary rounding and pass, however lucky PyTorch was. No quantity is normalised by the gradient
-but the update and the memory of a learned optimiser: these are compared for scalars whose gradient is well above its
-own rounding, which PyTorch's float32 shows, layer by layer. The gradient itself is in the first moment, where nothing
-divides it.
+them, so that of two sound implementations one has most of its steps moved and the other has not. Sums in another order
+alone are 3.6 times as far from float64 in a net of 240 layers (Inception-ResNet-v2), hence the factor. Distances of 64
+units in the last place are ordinary rounding and pass, however lucky PyTorch was. No quantity is normalised by the
+gradient but the update and the memory of a learned optimiser: these are compared for scalars whose gradient is well
+above its own rounding, which PyTorch's float32 shows, layer by layer. The gradient itself is in the first moment, where
+nothing divides it.
 
 How far free-running trajectories have parted after 1, 5, 20 and 50 steps stays in the table, for people.
 """
