@@ -62,7 +62,7 @@ class CameraRecipe:
     """
 
     rule: str = "forward+"
-    robust_updates: int = 2000
+    robust_updates: int = 1000
     rounds: int = 2
     episodes: int = 260
     seed: int = 0
