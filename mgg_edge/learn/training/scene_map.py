@@ -3,9 +3,9 @@
     robust      pictures in a weather → network under θ₀ + δ → divergence from the frozen model's clear view → ∇ δ
     forward+    window in the weather → h; others under θ₀ + δ + P tanh h → cross-entropy → ∇ θ, regressed on tanh h
 
-Pictures of `robust` are drawn anew for every update, whatever the frozen model calls them; `forward+` needs cameras that
-stay (`stages.py`). Each loss is divided by the frozen model's own, where that is above 1: a weather in which nothing is
-to be seen does not drown the others. No label is looked at anywhere.
+Pictures of `robust` are drawn anew for every update, whatever the frozen model calls them; `forward+` needs cameras
+that stay (`stages.py`). Each loss is divided by the frozen model's own, where that is above 1: a weather in which
+nothing is to be seen does not drown the others. No label is looked at anywhere.
 """
 
 from __future__ import annotations
