@@ -31,6 +31,11 @@ def learn(adapter: Adapter, frames=FRAMES[:80]) -> str:
     return adapter.state().digest()
 
 
+def goes_on_learning(adapter: Adapter, before: str) -> bool:
+    """Whether further frames change the state; of single steps the guard may refuse any."""
+    return any(learn(adapter, FRAMES[160:]) != before for _ in range(20))
+
+
 def test_a_pause_shows_the_source_and_keeps_what_was_learned(adapter: Adapter, toy_bundle: Path):
     before = learn(adapter)
     adapter.pause()
@@ -45,7 +50,7 @@ def test_a_pause_shows_the_source_and_keeps_what_was_learned(adapter: Adapter, t
     adapter.go_on()
     assert adapter.held is None
     assert kept == adapter.state().digest() == before
-    assert learn(adapter, FRAMES[160:]) != before
+    assert goes_on_learning(adapter, before)
 
 
 def test_frozen_infers_by_what_it_is_and_learns_nothing(adapter: Adapter):
@@ -56,7 +61,7 @@ def test_frozen_infers_by_what_it_is_and_learns_nothing(adapter: Adapter):
     adapter.drain()
     assert (adapter.state().digest(), adapter.counters.adapt_steps, adapter.held) == (before, steps, "frozen")
     adapter.go_on()
-    assert learn(adapter, FRAMES[160:]) != before
+    assert goes_on_learning(adapter, before)
 
 
 def test_a_pause_within_a_freeze_and_back(adapter: Adapter):
