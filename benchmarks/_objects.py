@@ -7,7 +7,6 @@ Half of the things are there while the camera is calibrated, the other half pass
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mgg_edge.runtime.sources.source import Frame
-from mgg_edge.scenes.objects import CutOut, Scene, load_cut_outs, load_scenes, place
+from mgg_edge.scenes.objects import CutOut, Scene, load_cut_outs, load_scenes, number_of, place
 
 TRIAL_SCENES, ALIKE, LEAST_SURE = 6, 4, 0.3
 LEAST_RECOGNISED = 0.85
@@ -77,7 +76,7 @@ def cameras_of(
     people: dict[str, int] | None = None,
 ) -> list[Camera]:  # fmt: skip
     """The first `most` cameras before which the known things are recognised, in an order that names alone decide."""
-    scenes = sorted(load_scenes(folder / "scenes", side, side, parts), key=lambda scene: _digest(scene.name))
+    scenes = sorted(load_scenes(folder / "scenes", side, side, parts), key=lambda scene: number_of(scene.name))
     things = load_cut_outs(folder / "stamps", parts)
     known = recognised(things, scenes, classes)
     kept = [thing for thing in things if thing.name in known]
@@ -91,11 +90,6 @@ def cameras_of(
         if len(found) == most:
             break
     return found
-
-
-def _digest(name: str) -> bytes:
-    """SHA-1 of a name: an order in which pictures of one package do not stand together."""
-    return hashlib.sha1(name.encode(), usedforsecurity=False).digest()
 
 
 def _camera(

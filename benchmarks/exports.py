@@ -4,7 +4,7 @@
     PYTHONPATH=. python benchmarks/exports.py --only vit,swin     those whose name contains one of these
 
 Every export is one that is right: whatever refuses it is chance. Random weights from three seeds and PyTorch on one
-or two threads take turns, pictures are small, the parity check makes its steps as it always does.
+or two threads take turns, pictures are small, the parity check makes twenty steps.
 """
 
 from __future__ import annotations

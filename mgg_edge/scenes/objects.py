@@ -32,6 +32,7 @@ __all__ = [
     "Scene",
     "load_cut_outs",
     "load_scenes",
+    "number_of",
     "part_of",
     "place",
 ]
@@ -62,7 +63,12 @@ class CutOut:
 
 def part_of(name: str) -> int:
     """Which of four parts a scene (its file name) or an object (its path) belongs to: SHA-1 of the name modulo 4."""
-    return int.from_bytes(hashlib.sha1(name.encode(), usedforsecurity=False).digest(), "big") % PARTS
+    return number_of(name) % PARTS
+
+
+def number_of(name: str) -> int:
+    """SHA-1 of a name as a number: a draw that is the same for everybody."""
+    return int.from_bytes(hashlib.sha1(name.encode(), usedforsecurity=False).digest(), "big")
 
 
 def load_scenes(

@@ -124,9 +124,9 @@ def _has_end(container: av.container.InputContainer) -> bool:
 
 
 def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[DecodedPicture]:
-    converter, bad, packets = PictureConverter(stated_pixel_aspect(stream)), 0, _until_all_are_read(container, stream)
+    converter, bad = PictureConverter(stated_pixel_aspect(stream)), 0
     try:
-        for packet in packets:
+        for packet in _until_all_are_read(container, stream):
             try:
                 pictures = packet.decode()
             except DECODER_ERRORS as error:

@@ -117,8 +117,7 @@ class RobustTrainer:
         frames = torch.from_numpy(
             np.concatenate([self._weather(rng)(part, rng) for part in np.split(clear, ROBUST_WEATHERS)])
         )
-        with torch.no_grad():
-            frozen = divergence(self.learner.frozen(frames)[0], target)
+        frozen = divergence(self.learner.frozen(frames)[0], target)
         usual = frozen.view(ROBUST_WEATHERS, -1).mean(1).clamp(min=1.0).repeat_interleave(ROBUST_PICTURES)
         theta = self.learner.source.theta + self.rule.robust
         loss = (divergence(logits_under(self.learner, theta, frames), target) / usual).mean()
