@@ -34,12 +34,15 @@ def bench(
     against: Annotated[
         Path | None,
         typer.Option(
-            help="ONNX file of the same model without mgg-edge: one input of scaled pixels f32[b,3,H,W]. Where PyTorch "
-            "is installed, it is made of the bundle when not given.",
+            help="ONNX file of the same model without mgg-edge: one input of scaled pixels, NCHW in float32. Where "
+            "PyTorch is installed, it is made of the bundle when not given.",
             show_default=False,
         ),
     ] = None,
-    source: Annotated[str, typer.Option(help="Film whose frames per second are measured, as run takes it.")] = FILM,
+    source: Annotated[
+        str,
+        typer.Option(help="Film whose frames per second are measured, as run takes it.", show_default="300 made up"),
+    ] = FILM,
     limit: Annotated[int | None, typer.Option(min=1, help="Frames of the film.", show_default=False)] = None,
     rounds: Annotated[int, typer.Option(min=3, help="Calls of each kind, in turns.")] = 30,
     threads: Annotated[

@@ -56,12 +56,12 @@ def eval(  # noqa: A001 (what the command is called)
         "evaluation"
     ),
     methods: Annotated[
-        str, typer.Option(help="Names with options, such as none,tent:rate_factor=0.1,mgg; see --list.")
+        str, typer.Option(help="Names with options, such as none,mgg or alpha-bn:alpha=0.2; see --list.")
     ] = "none,tent,mgg",
     streams: Annotated[
         str | None,
         typer.Option(
-            help="Streams, such as iid:fog,drift:fog+contrast; see --list. [default: clean]", show_default=False
+            help="Streams, such as clean,drift or iid:fog+contrast; see --list. [default: clean]", show_default=False
         ),
     ] = None,
     imagenet_c: Annotated[
@@ -84,7 +84,7 @@ def eval(  # noqa: A001 (what the command is called)
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 1,
     backbone: Annotated[
         str | None,
-        typer.Option(help="timm NAME or NAME.TAG, local-dir:FOLDER, torchvision/NAME or package.module:factory."),
+        typer.Option(help="timm NAME or NAME.TAG, local-dir:FOLDER, torchvision/NAME or your own MODULE:FACTORY."),
     ] = None,
     weights: Annotated[str, typer.Option(help="FILE (.safetensors, .pth), 'pretrained' or 'random'.")] = "pretrained",
     bundle: Annotated[

@@ -18,6 +18,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated
 
 import typer
@@ -31,7 +32,7 @@ from mgg_edge.cli.engines import engines_app
 from mgg_edge.cli.eval import eval as eval_command
 from mgg_edge.cli.export import export
 from mgg_edge.cli.inspect import inspect
-from mgg_edge.cli.log_lines import logs_json
+from mgg_edge.cli.log_lines import JsonHandler, logs_json
 from mgg_edge.cli.output import standard_output
 from mgg_edge.cli.replay import replay
 from mgg_edge.cli.run import run
@@ -50,6 +51,9 @@ EXTRA_OF_PACKAGE = {
     "matplotlib": "export",
     "onnxruntime": "cpu",
 }
+
+# What the command line's library raises of words it does not know; where it is found differs between its versions.
+CommandLineError: type[typer.BadParameter] = typer.BadParameter.__mro__[2]
 
 REFUSED_NAMES = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR})
 
@@ -106,7 +110,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("mgg_edge").handlers.clear()
     with standard_output(_fail):
         try:
-            app(args=arguments, prog_name="mgg-edge")
+            ended = app(args=arguments, prog_name="mgg-edge", standalone_mode=not _asks_for_json(arguments))
+            sys.exit(ended if isinstance(ended, int) else 0)
+        except CommandLineError as error:
+            logging.getLogger("mgg_edge").addHandler(JsonHandler())
+            sys.exit(_fail(UsageError(error.format_message())))
         except MggEdgeError as error:
             sys.exit(_fail(error))
         except OSError as error:
@@ -121,6 +129,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             line = f"pip install 'mgg-edge[{EXTRA_OF_PACKAGE[package]}]'"
             message = f"the package '{package}' is not installed; install it with: {line}"
             sys.exit(_fail(MissingDependencyError(message)))
+
+
+def _asks_for_json(arguments: Sequence[str] | None) -> bool:
+    """Whether the words ask for logs as JSON, among which the one that ends the command may be misspelt."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return "--log-format=json" in words or ("--log-format", "json") in pairwise(words)
 
 
 def _fail(error: MggEdgeError) -> int:

@@ -43,7 +43,7 @@ class OutputsName(StrEnum):
 
 
 BackboneName = Annotated[
-    str, typer.Option(help="timm NAME or NAME.TAG, local-dir:FOLDER, torchvision/NAME, or your package.module:factory.")
+    str, typer.Option(help="timm NAME or NAME.TAG, local-dir:FOLDER, torchvision/NAME, or your own MODULE:FACTORY.")
 ]
 Labels = Annotated[Path | None, typer.Option(help="Class names: FILE, one a line, or 'imagenet'.")]
 ClassesFile = Annotated[

@@ -85,8 +85,8 @@ def run(
         list[str] | None,
         typer.Option(
             metavar="TARGET",
-            help="What happens, as few events: label changes, adaptation, camera lost and back. FILE, http(s)://…, "
-            "mqtt(s)://[user:password@]host/topic; again for each further target.",
+            help="What happens, as few events: label changes, adaptation, camera lost and back. FILE, http://… or "
+            "mqtt://… (https, mqtts); again for each further target.",
             envvar="MGG_EDGE_EVENTS",
             show_default=False,
         ),

@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
 import mgg_edge
 from mgg_edge.cli import main as cli
@@ -72,6 +74,24 @@ def error_line(err: str) -> str:
 
 
 # --- help
+
+
+def commands(group: Any, *words: str) -> Iterator[Any]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, *words, name)
+        else:
+            yield pytest.param((*words, name), command, id=" ".join((*words, name)))
+
+
+@pytest.mark.parametrize(("words", "command"), list(commands(get_command(cli.app))))
+def test_help_cuts_no_word_on_a_narrow_terminal(
+    call: Call, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], command: Any
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = call(*words, "--help").out
+    said = [option.help or "" for option in command.params]
+    assert shown.count("…") == sum(text.count("…") for text in (command.help or "", command.epilog or "", *said))
 
 
 def test_help_and_version(call: Call) -> None:
@@ -381,7 +401,13 @@ def test_under_a_log_for_programs_the_summary_and_the_last_error_are_json(call: 
     assert (done.code, done.out) == (2, "")
     (line,) = map(json.loads, done.err.splitlines())
     assert (line["level"], line["message"].partition(";")[0]) == ("error", "nowhere.mgg: no such bundle")
+    for words in (("--soruce", "x"), ("--top", 0)):
+        done = call("run", *words, *source)
+        assert (done.code, done.out) == (2, "")
+        (line,) = map(json.loads, done.err.splitlines())
+        assert (line["level"], words[0] in line["message"]) == ("error", True)
     assert call("inspect", "nowhere.mgg").err.startswith("error: ")  # said to people again
+    assert "Usage" in call("inspect", "--soruce").err
 
 
 def test_a_camera_with_a_password_served_while_its_connection_breaks(toy_bundle: Path, tmp_path: Path) -> None:
