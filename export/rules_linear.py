@@ -25,7 +25,8 @@ def _sum(g: GraphBuilder, out: Tensor, x: Value, axes: Any = None, keepdim: bool
 def _mean(g: GraphBuilder, out: Tensor, x: Value, axes: Any = None, keepdim: bool = False, **_: Any) -> str:
     name, reduced = cast(g, x, out.dtype), reduction_axes(axes, len(x.shape))
     if len(x.shape) == 4 and reduced == [2, 3]:  # engines pool in the layout of their convolutions
-        return reshape(g, g.emit("GlobalAveragePool", name), out.shape)
+        pooled = g.emit("GlobalAveragePool", name)
+        return pooled if keepdim else reshape(g, pooled, out.shape)
     return g.emit("ReduceMean", name, axes=reduced, keepdims=int(keepdim)) if reduced else name
 
 

@@ -94,7 +94,8 @@ def _affine(graph: fx.Graph, node: Any) -> fx.Node | None:
 def _is_of_channels(value: Any, like: fx.Node) -> bool:
     """Whether a value has one number for each channel of a batch of maps f[B, C, …]."""
     shape = _shape(like)
-    return isinstance(value, fx.Node) and len(shape) > 2 and _shape(value) == (1, shape[1], *[1] * (len(shape) - 2))
+    channels = (1, shape[1], *[1] * (len(shape) - 2)) if len(shape) > 2 else ()
+    return isinstance(value, fx.Node) and bool(channels) and _shape(value) in (channels, channels[1:])
 
 
 _REWRITES: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {

@@ -94,9 +94,18 @@ def test_statistics_for_the_backward_are_dropped_where_nothing_reads_them():
     assert outputs(gradient) == [3]
 
 
-def test_scale_and_shift_of_channels_are_one_pass(tmp_path):
+def test_a_mean_over_the_picture_is_pooled_and_keeps_its_axes():
+    x = values(2, 6, 4, 4)
+    for keepdim, after in ((True, {}), (False, {"Reshape": 1})):
+        model = lowered(lambda x, keepdim=keepdim: x.mean((2, 3), keepdim=keepdim), x)
+        counted = Counter(node.op_type for node in model.graph.node if node.op_type != "Identity")
+        assert counted == {"GlobalAveragePool": 1, **after}
+
+
+@pytest.mark.parametrize("channels", [(1, -1, 1, 1), (-1, 1, 1)], ids=str)
+def test_scale_and_shift_of_channels_are_one_pass(channels):
     def function(x, scale, shift):
-        return F.relu(x * scale.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1))
+        return F.relu(x * scale.reshape(channels) + shift.reshape(channels))
 
     inputs = values(2, 6, 4, 4), values(6, seed=1), values(6, seed=2)
     model = lowered(function, *inputs)

@@ -60,6 +60,16 @@ class TestGraph:
         adapt = loaded_toy.graphs["adapt.onnxruntime.onnx"]
         assert onnx.load_from_string(bind_inputs(adapt, {}, MEMBER)) == onnx.load_from_string(adapt)
 
+    def test_what_only_an_output_that_is_left_out_needs_goes_with_it(self, loaded_toy: Bundle):
+        whole = onnx.load_from_string(loaded_toy.graphs[MEMBER]).graph
+        bound = onnx.load_from_string(bind_inputs(loaded_toy.graphs[MEMBER], {}, MEMBER, without=("logits",))).graph
+        assert [value.name for value in bound.output] == ["features"]
+        read = {"features"}.union(*(node.input for node in bound.node))
+        assert all(read.intersection(node.output) for node in bound.node)
+        gone = {name for node in whole.node if node not in list(bound.node) for name in node.output}
+        assert "logits" in gone
+        assert not gone & read
+
 
 class TestEngine:
     def test_nothing_is_folded_without_batch_normalisation(self, toy_engine, loaded_toy: Bundle):

@@ -15,7 +15,7 @@ graphs of their own, are refused whole.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -29,6 +29,7 @@ from mgg_edge.state import TensorSpec
 __all__ = ["GraphSummary", "bind_inputs", "declare_weights", "embed_weights", "part_transposed", "read_graph"]
 
 MAX_DEPTH = 24  # messages within messages: eight levels of subgraph
+NODE_DEPTH = 2  # of a node of the main graph
 MAX_RANK = 32
 ELEMENT_TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
 ELEMENT_CODES = {name: code for code, name in ELEMENT_TYPES.items()}
@@ -124,7 +125,7 @@ def bind_inputs(
         graph: an encoded model that `read_graph` has accepted.
         values: by name of the input.
         where: the graph's name, for messages.
-        without: names of outputs.
+        without: names of outputs; nodes that only they read go with them, as ONNX Runtime runs what nobody reads.
     """
     fields = Fields(where)
     parts = []
@@ -133,7 +134,7 @@ def bind_inputs(
         if number == _MODEL_GRAPH and isinstance(value, memoryview):
             gone = {_GRAPH_INPUT: values, _GRAPH_OUTPUT: without}
             kept = [part for part in fields.read(value) if _declared(fields, part) not in gone.get(part[0], ())]
-            parts.append(encode_bytes(number, *map(encode_field, kept)))
+            parts.append(encode_bytes(number, *map(encode_field, _reached(fields, kept) if without else kept)))
         else:
             parts.append(encode_field(entry))
     return embed_weights(b"".join(parts), values, values)
@@ -179,6 +180,21 @@ def part_transposed(graph: bytes, names: Collection[str], where: str) -> tuple[b
         for entry in models
     ]
     return b"".join(encoded), {alias: name for name, alias in new.items()}
+
+
+def _reached(fields: Fields, parts: Sequence[Field]) -> list[Field]:
+    """The parts of a graph, in which a node stands before those that read it, but for nodes that no output needs."""
+    outputs = (_declared(fields, part) for part in parts if part[0] == _GRAPH_OUTPUT)
+    needed, kept = set(filter(None, outputs)), []
+    for part in reversed(parts):
+        if part[0] == _GRAPH_NODE:
+            node = _Reader(fields)
+            node.visit("node", _message(part), NODE_DEPTH)
+            if needed.isdisjoint(node.defined):
+                continue
+            needed |= node.used
+        kept.append(part)
+    return kept[::-1]
 
 
 class _Node(NamedTuple):
