@@ -2,6 +2,7 @@
 
 import pathlib
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -40,8 +41,8 @@ def copying_options() -> onnxruntime.SessionOptions:
 
 engine = object.__new__(OnnxRuntimeEngine)
 engine._ort = onnxruntime
-engine._threads = 1
-makers = (lambda: engine._options(("w",), [initialiser], "adapt"), copying_options)
+engine._threads, engine._bundle, engine._initialisers = 1, SimpleNamespace(weights=weights), {"w": initialiser}
+makers = (lambda: engine._options(("w",), ["w"], "adapt"), copying_options)
 kept, added = [], []
 for make in makers:
     before = resident_mib()

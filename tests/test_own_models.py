@@ -17,6 +17,7 @@ from mgg_edge.learn import Adam, AdaptStep, Backbone, Objective, measure_statist
 from mgg_edge.learn.images import synthetic_frames  # noqa: E402
 from mgg_edge.learn.wrappers import every_place  # noqa: E402
 from mgg_edge.runtime import Adapter  # noqa: E402
+from mgg_edge.runtime.engines import onnxruntime_engine  # noqa: E402
 
 pytestmark = pytest.mark.torch
 SHORT = ["--weights", "random", "--batch", "4", "--parity-steps", "20", "--rule", "adam", "--json"]
@@ -68,7 +69,9 @@ def test_transformers_of_torchvision_lower(name):
         lower(traced, "test", lowering, weights=())
 
 
-def test_a_weight_that_the_optimiser_turns_keeps_its_values(tmp_path, capsys):
+@pytest.mark.parametrize("least_shared", [onnxruntime_engine.LEAST_SHARED_SCALARS, 1])
+def test_a_weight_that_the_optimiser_turns_keeps_its_values(tmp_path, capsys, monkeypatch, least_shared):
+    monkeypatch.setattr(onnxruntime_engine, "LEAST_SHARED_SCALARS", least_shared)
     code, captured = export(capsys, "own_models:scaled", tmp_path / "x.mgg")
     assert code == 0, captured.err
 

@@ -15,6 +15,7 @@ graphs of their own, are refused whole.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -26,7 +27,15 @@ from mgg_edge.errors import BundleError
 from mgg_edge.runtime.bundle.wire import BYTES, VARINT, Field, Fields, encode_bytes, encode_field, encode_integer
 from mgg_edge.state import TensorSpec
 
-__all__ = ["GraphSummary", "bind_inputs", "declare_weights", "embed_weights", "part_transposed", "read_graph"]
+__all__ = [
+    "GraphSummary",
+    "bind_inputs",
+    "declare_weights",
+    "embed_weights",
+    "part_transposed",
+    "read_by",
+    "read_graph",
+]
 
 MAX_DEPTH = 24  # messages within messages: eight levels of subgraph
 NODE_DEPTH = 2  # of a node of the main graph
@@ -155,7 +164,7 @@ def part_transposed(graph: bytes, names: Collection[str], where: str) -> tuple[b
     """
     fields = Fields(where)
     models = list(fields.read(memoryview(graph)))
-    parts = [part for entry in models if entry[0] == _MODEL_GRAPH for part in fields.read(_message(entry))]
+    parts = _graph_parts(fields, models)
     nodes = {id(part): _Node.read(fields, part) for part in parts if part[0] == _GRAPH_NODE}
     turned = {node.output: node.inputs[0] for node in nodes.values() if node.transposes and node.inputs[0] in names}
     back = {
@@ -197,12 +206,37 @@ def _reached(fields: Fields, parts: Sequence[Field]) -> list[Field]:
     return kept[::-1]
 
 
+def read_by(graph: bytes, where: str) -> dict[str, set[str]]:
+    """Operators of the main graph that read a value, by its name.
+
+    Args:
+        graph: an encoded model that `read_graph` has accepted.
+        where: the graph's name, for messages.
+    """
+    fields, found = Fields(where), defaultdict[str, set[str]](set)
+    for part in _graph_parts(fields, fields.read(memoryview(graph))):
+        if part[0] == _GRAPH_NODE:
+            node = _Node.read(fields, part)
+            for name in node.inputs:
+                found[name].add(node.operator)
+    return dict(found)
+
+
+def _graph_parts(fields: Fields, model: Iterable[Field]) -> list[Field]:
+    return [part for entry in model if entry[0] == _MODEL_GRAPH for part in fields.read(_message(entry))]
+
+
 class _Node(NamedTuple):
-    """Of a node: what it reads, its first output, and whether it does nothing but permute axes."""
+    """Of a node: what it reads, its first output, and its operator."""
 
     inputs: tuple[str, ...]
     output: str
-    transposes: bool
+    operator: str
+
+    @property
+    def transposes(self) -> bool:
+        """Whether it does nothing but permute axes."""
+        return self.operator == "Transpose"
 
     @classmethod
     def read(cls, fields: Fields, entry: Field) -> _Node:
@@ -212,7 +246,8 @@ class _Node(NamedTuple):
         ]  # fmt: skip
         outputs = [text for key, text in texts if key == _NODE_OUTPUT]
         inputs = tuple(text for key, text in texts if key == _NODE_INPUT)
-        return cls(inputs, outputs[0] if outputs else "", (_NODE_OPERATOR, "Transpose") in texts)
+        operators = [text for key, text in texts if key == _NODE_OPERATOR]
+        return cls(inputs, outputs[0] if outputs else "", operators[0] if operators else "")
 
 
 def _message(entry: Field) -> memoryview:

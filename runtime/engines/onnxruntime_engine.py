@@ -3,8 +3,9 @@
 One copy of the weights. `add_external_initializers` gives the graph optimiser the data without a file, but
 alone it copies them into every session; `add_initializer` with the same OrtValue makes the session use our
 memory. Both are needed. Measured with 128 MiB of weights and two sessions: 256 MiB more with the first
-alone, 10 MiB with both. Small ones are copied: the graph optimiser may turn the axes of one that is broadcast (a layer
-scale [C, 1, 1]) under its old name, and would then be given our memory with the old shape.
+alone, 10 MiB with both. Small ones are copied, and those that anything but a product reads: the graph optimiser may
+turn the axes of one that is broadcast (a layer scale [C, 1, 1], a position embedding) under its old name, and would
+then be given our memory with the old shape.
 
 Settings, measured on the step of a ViT-Tiny (22 MiB of weights, infer batch 1, adapt batch 4, one thread):
 
@@ -24,7 +25,6 @@ Settings, measured on the step of a ViT-Tiny (22 MiB of weights, infer batch 1, 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ import numpy.typing as npt
 from mgg_edge.container import graph_name
 from mgg_edge.errors import EngineError, MissingDependencyError, UsageError
 from mgg_edge.runtime.bundle.bundle import DIAGNOSTICS, Bundle, graph_contract
-from mgg_edge.runtime.bundle.graphs import declare_weights
+from mgg_edge.runtime.bundle.graphs import declare_weights, read_by
 from mgg_edge.runtime.engines.engine import Diagnostics, check_frames
 from mgg_edge.runtime.engines.host_states import HostStates
 from mgg_edge.runtime.engines.onnxruntime_import import import_onnxruntime, mapped, quiet_options
@@ -46,6 +46,7 @@ __all__ = ["OnnxRuntimeEngine"]
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 LEAST_SHARED_SCALARS = 16_384
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Transpose"})  # of a transposed weight, in a backward
 
 
 @dataclass(frozen=True)
@@ -179,27 +180,28 @@ class OnnxRuntimeEngine(HostStates):
         names = self._bundle.references[member]
         if not self._initialisers:
             raise EngineError("engine: expected an open engine, found a closed one")
-        model = declare_weights(graph, self._bundle.weights, names)
-        values = [self._initialisers[name] for name in names]
-        with mapped(f"{self._bundle.path}: {member}: cannot load the graph"):
+        where = f"{self._bundle.path}: {member}"
+        model, readers = declare_weights(graph, self._bundle.weights, names), read_by(graph, where)
+        shared = [name for name in names if readers.get(name, set()) <= PRODUCTS]
+        with mapped(f"{where}: cannot load the graph"):
             return self._ort.InferenceSession(
                 model,
-                self._options(names, values, kind),
+                self._options(names, shared, kind),
                 providers=["CPUExecutionProvider"],
                 disabled_optimizers=None if kind == "infer" else ["ConstantFolding"],
             )
 
-    def _options(self, names: tuple[str, ...], values: list[Any], kind: str) -> Any:
+    def _options(self, names: tuple[str, ...], shared: list[str], kind: str) -> Any:
         options = quiet_options(self._ort)
         options.enable_mem_pattern = kind == "infer"
         options.intra_op_num_threads = self._threads or 0
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if kind != "infer":
             options.add_session_config_entry("session.disable_prepacking", "1")
-        options.add_external_initializers(list(names), values)
-        for name, value in zip(names, values, strict=True):
-            if math.prod(value.shape()) >= LEAST_SHARED_SCALARS:
-                options.add_initializer(name, value)
+        options.add_external_initializers(list(names), [self._initialisers[name] for name in names])
+        for name in shared:
+            if self._bundle.weights[name].size >= LEAST_SHARED_SCALARS:
+                options.add_initializer(name, self._initialisers[name])
         return options
 
     def _bind(
