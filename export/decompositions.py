@@ -7,7 +7,7 @@ must. Forward and backward are written to share their nodes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -59,6 +59,8 @@ def decompositions() -> dict[Any, Any]:
     table[aten.new_empty_strided.default] = _new_empty_strided
     table[aten.unfold.default] = _unfold
     table[aten.unfold_backward.default] = _unfold_backward
+    table[aten.im2col.default] = _im2col
+    table[aten.col2im.default] = _col2im
     return table
 
 
@@ -214,3 +216,57 @@ def _unfold_backward(gradient: Tensor, shape: Sequence[int], axis: int, size: in
         rest = shape[axis] - number * step - size
         parts.append(aten.constant_pad_nd(window.movedim(-1, axis), [*behind, number * step, rest]))
     return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+
+
+def _im2col(
+    x: Tensor, kernel: Sequence[int], dilation: Sequence[int], padding: Sequence[int], stride: Sequence[int]
+) -> Tensor:
+    """Windows of a picture f[B, C, H, W] as columns f[B, C·kh·kw, n], cut out place by place."""
+    wide = aten.constant_pad_nd(x, [padding[1], padding[1], padding[0], padding[0]])
+    rows, columns = _places(wide.shape[2:], kernel, dilation, stride)
+    parts = [wide[:, :, row, column] for row in rows for column in columns]
+    return torch.stack(parts, 2).reshape(x.shape[0], x.shape[1] * len(parts), -1)
+
+
+def _col2im(
+    x: Tensor,
+    size: Sequence[int],
+    kernel: Sequence[int],
+    dilation: Sequence[int],
+    padding: Sequence[int],
+    stride: Sequence[int],
+) -> Tensor:
+    """The reverse: columns f[B, C·kh·kw, n] where they were cut out, summed to f[B, C, H, W]."""
+    height, width = (extent + 2 * pad for extent, pad in zip(size, padding, strict=True))
+    rows, columns = _places((height, width), kernel, dilation, stride)
+    batch, count = x.shape[0], len(rows) * len(columns)
+    cut = x.reshape(batch, x.shape[1] // count, count, len(range(height)[rows[0]]), len(range(width)[columns[0]]))
+    whole: Tensor | None = None
+    for number, (row, column) in enumerate((row, column) for row in rows for column in columns):
+        part = cut[:, :, number]
+        for axis, place, extent in ((3, column, width), (2, row, height)):
+            part = _spread(part, axis, place, extent)
+        whole = part if whole is None else whole + part
+    assert whole is not None  # a kernel has places
+    return whole[:, :, padding[0] : height - padding[0], padding[1] : width - padding[1]]
+
+
+def _places(
+    size: Sequence[int], kernel: Sequence[int], dilation: Sequence[int], stride: Sequence[int]
+) -> tuple[list[slice], list[slice]]:
+    """For each row and column of a kernel, what it meets of a padded picture."""
+    both = []
+    for extent, count, apart, step in zip(size, kernel, dilation, stride, strict=True):
+        reach = extent - apart * (count - 1)
+        both.append([slice(first * apart, first * apart + reach, step) for first in range(count)])
+    return both[0], both[1]
+
+
+def _spread(x: Tensor, axis: int, place: slice, extent: int) -> Tensor:
+    """Zeros of a larger extent along an axis, with x in a slice of it."""
+    behind, (start, stop, step) = [0, 0] * (x.ndim - 1 - axis), place.indices(extent)
+    if step > 1:
+        apart = aten.constant_pad_nd(x.unsqueeze(axis + 1), [*behind, 0, step - 1])
+        x = apart.flatten(axis, axis + 1)
+        x = x.narrow(axis, 0, min(x.shape[axis], stop - start))
+    return cast("Tensor", aten.constant_pad_nd(x, [*behind, start, extent - start - x.shape[axis]]))

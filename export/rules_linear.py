@@ -35,6 +35,13 @@ def _amax(g: GraphBuilder, out: Tensor, x: Value, axes: Any = None, keepdim: boo
     return g.emit("ReduceMax", x.name, axes=reduction_axes(axes, len(x.shape)), keepdims=int(keepdim))
 
 
+@rule("max.dim")
+def _max(g: GraphBuilder, out: Sequence[Tensor], x: Value, axis: int, keepdim: bool = False) -> tuple[str, str]:
+    axis = axis % len(x.shape)
+    values = g.emit("ReduceMax", x.name, axes=[axis], keepdims=int(keepdim))
+    return values, g.emit("ArgMax", x.name, axis=axis, keepdims=int(keepdim))
+
+
 @rule("any.dim", "any.dims", "any.default")
 def _any(g: GraphBuilder, out: Tensor, x: Value, axes: Any = None, keepdim: bool = False) -> str:
     return _truth(g, x, "ReduceMax", axes, keepdim)

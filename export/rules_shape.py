@@ -153,6 +153,11 @@ def _index(g: GraphBuilder, out: Tensor, x: Value, indices: Sequence[Value | Non
     return g.emit("Gather", x.name, index.name, axis=axis)
 
 
+@rule("scatter.src")
+def _scatter(g: GraphBuilder, out: Tensor, x: Value, axis: int, index: Value, source: Value) -> str:
+    return g.emit("ScatterElements", x.name, index.name, source.name, axis=axis % len(x.shape))
+
+
 @rule("as_strided.default")
 def _as_strided(
     g: GraphBuilder, out: Tensor, x: Value, shape: Sequence[int], strides: Sequence[int], offset: int | None = None

@@ -215,3 +215,25 @@ def test_families_whose_stages_give_several_tensors_are_read_at_their_norms(name
     norms = {parameter.rpartition(".")[0] for parameter in backbone.norms.names}
     assert {tap.name for tap in backbone.taps} <= norms
     assert len(backbone.taps) >= 2
+
+
+class Quarters(torch.nn.Module):
+    """A norm of the four quarters of a picture, as rows of a batch of their own, and one of the whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = torch.nn.LayerNorm(12), torch.nn.LayerNorm(12)
+        self.head = torch.nn.Linear(12, 3)
+
+    def forward(self, images):
+        quarters = images.unflatten(2, (2, 2)).unflatten(4, (2, 2)).permute(0, 2, 4, 1, 3, 5).reshape(-1, 1, 12)
+        return self.head(self.outer(self.inner(quarters).reshape(len(images), 4, 12)).mean(1))
+
+
+def test_features_are_read_where_a_row_is_an_image():
+    def create(taps=None):
+        return Backbone.from_module(Quarters(), input_size=4, mean=(0.5,) * 3, std=(0.5,) * 3, taps=taps)
+
+    assert [tap.name for tap in create().taps] == ["outer"]
+    with pytest.raises(UsageError, match=r"'inner' expected one output .* with a row an image"):
+        create("inner")

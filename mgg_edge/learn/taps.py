@@ -6,8 +6,8 @@ z(x) is the concatenation of the taps' outputs, each pooled to one vector an ima
                 each block is read after the next norm (arXiv 2412.16901, section 4, and its released code)
     stages      other timm models: what timm itself lists as the model's features (`feature_info`)
     children    torchvision: the children of `features`, `encoder.layers` or `trunk_output`, or `layer1` … `layer4`
-    norms       anybody's own model, and families whose stages give several tensors: its normalisation layers that run
-                once, at most 16, spread evenly up to the last
+    norms       anybody's own model, and families whose stages give several tensors, or rows for parts of an image: its
+                normalisation layers that run once, with a row an image, at most 16, spread evenly up to the last
 
 and how the output of one is pooled:
 
@@ -147,7 +147,8 @@ def choose_taps(model: nn.Module, calls: Calls, pattern: str | None) -> tuple[Ta
         found = calls.shapes.get(name, [])
         if not _one_output(calls, name):
             raise UsageError(
-                f"taps: '{name}' expected one output of rank 2 to 4, found {found}; name others with --taps"
+                f"taps: '{name}' expected one output of rank 2 to 4 with a row an image, found {found} for one; "
+                "name others with --taps"
             )
     order = [name for name in calls.shapes if name in set(names)]
     return tuple(_tap(model, name, calls.shapes[name][0]) for name in order)
@@ -183,9 +184,9 @@ def _matching(calls: Calls, pattern: str) -> list[str]:
 
 
 def _one_output(calls: Calls, name: str) -> bool:
-    """Whether a module ran once and returned one tensor that can be pooled."""
+    """Whether a module ran once and returned one tensor that can be pooled, with one row an image."""
     found = calls.shapes.get(name, [])
-    return len(found) == 1 and 2 <= len(found[0]) <= 4
+    return len(found) == 1 and 2 <= len(found[0]) <= 4 and found[0][0] == 1
 
 
 def _default_names(model: nn.Module, calls: Calls) -> list[str]:
@@ -209,7 +210,7 @@ def _family_names(model: nn.Module) -> list[str]:
 
 def _norm_names(model: nn.Module, calls: Calls) -> list[str]:
     norms = {name.rpartition(".")[0] for name in discover_norms(model).names}
-    once = [name for name, found in calls.shapes.items() if name in norms and len(found) == 1 and len(found[0]) >= 2]
+    once = [name for name in calls.shapes if name in norms and _one_output(calls, name)]
     if not once:
         raise UnsupportedError(f"backbone: no rule says where to tap {type(model).__name__}; name modules with --taps")
     count = min(MAX_NORM_TAPS, len(once))
