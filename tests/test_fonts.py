@@ -89,7 +89,8 @@ def test_lists_of_packages(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not here")
-def test_only_packages_of_the_main_archive_are_taken(tmp_path):
+def test_only_packages_of_the_main_archive_are_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)
     for section in ("fonts", "non-free/fonts"):
         tree = tmp_path / section.replace("/", "-")
         (tree / "DEBIAN").mkdir(parents=True)
@@ -100,7 +101,8 @@ def test_only_packages_of_the_main_archive_are_taken(tmp_path):
         archive = tmp_path / f"{tree.name}.deb"
         subprocess.run(["dpkg-deb", "--build", str(tree), str(archive)], check=True, capture_output=True)
         if section == "fonts":
-            package = debian.unpack(archive, tmp_path)
+            package = debian.unpack(archive.relative_to(tmp_path.parent), Path(tmp_path.name))
+            assert (package.folder / "usr/share/doc/fonts-x/copyright").exists()
             assert (package.name, package.version, package.licence) == ("fonts-x", "1-2", "OFL-1.1")
         else:
             with pytest.raises(SourceError, match="main archive, found section 'non-free/fonts'"):

@@ -47,6 +47,7 @@ def unpack(archive: Path, folder: Path) -> Package:
         MissingDependencyError: no `dpkg` here.
         SourceError: the archive is damaged, or not from Debian's main archive.
     """
+    archive, folder = archive.resolve(), folder.resolve()
     fields = _call(
         ["dpkg-deb", "--show", "--showformat", "${Package} ${Version} ${Section}", str(archive)], folder, RETRY
     ).split()
