@@ -52,7 +52,7 @@ MAX_RATIO = 4.0
 # one step that was looked at.
 LEAST_STEPS = 5
 LOW_SHARE = 0.1  # of the steps that may be as near as they like
-ORDINARY_ROUNDING = 2.0**-17
+ORDINARY_ROUNDING = 2.0**-16
 ILL_CONDITIONED = 1e-3
 ABOVE_ROUNDING = 100.0  # times the rounding of its layer from which a gradient says which way to go
 FIRST_MOMENT, BETA1 = "m", 0.9
