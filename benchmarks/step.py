@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--beside", default="", help="published methods in PyTorch, such as tent,eata,sar")
     parser.add_argument("--openvino", action="store_true", help="the step by that engine as well")
+    parser.add_argument("--precision", default="float32", help="bfloat16: OpenVINO's products, where there are such")
     parser.add_argument(
         "--compiled", action="store_true", help="the step in PyTorch by torch.compile; needs a compiler"
     )
@@ -61,6 +62,7 @@ def main() -> None:
             labels=labels,
             origins=origins,
             parity_steps=5,
+            precision=options.precision,
         )
         export_s, size_bytes = time.perf_counter() - start, path.stat().st_size
         engine = OnnxRuntimeEngine(Bundle.load(path), threads=options.threads)
@@ -71,6 +73,7 @@ def main() -> None:
     run = runners(step, engine, frames) | beside(step, frames, options.beside, compiled=options.compiled)
     if other is not None:
         pixels = frames.numpy()
+        print(other.name)
         run |= {"openvino_forward": lambda: other.infer(pixels), "openvino_step": lambda: other.adapt(pixels)}
     times_ms = measure(run, options.repeats)
     distance = update_distance(step, engine, frames)

@@ -31,6 +31,7 @@ from mgg_edge.runtime.adaptation.guard_collapse import ClassWindow
 from mgg_edge.runtime.bundle.bundle import Bundle
 from mgg_edge.runtime.engines.engine import Engine, Inference
 from mgg_edge.runtime.engines.onnxruntime_import import import_onnxruntime, mapped, quiet_options
+from mgg_edge.runtime.engines.self_test import half_limits
 from mgg_edge.runtime.session_summary import Percentiles
 from mgg_edge.runtime.sources.source_open import open_source
 from mgg_edge.state import AdaptState
@@ -128,14 +129,14 @@ def inference_costs(
         functions["plain"] = lambda: run_plain(images)
     costs = _in_turns(functions, rounds)
     expected = functions["forward"]()
+    largest = np.abs(expected).max()
+    in_half = half_limits(bundle.manifest, engine.name).get("logits_limit", 0.0)
     for name, function in functions.items():
         if name == "plain" and bundle.manifest.backbone.outputs != OUTPUTS[0]:
             continue
         found = function()
-        distance = (
-            float(np.abs(found - expected).max() / np.abs(expected).max()) if found.shape == expected.shape else np.inf
-        )
-        if not distance <= PLAIN_LIMIT:
+        distance = float(np.abs(found - expected).max() / largest) if found.shape == expected.shape else np.inf
+        if not distance <= max(PLAIN_LIMIT, in_half / largest):
             raise ParityError(f"bench: the logits of '{name}' are {distance:.1e} from those of the forward pass")
     return costs
 

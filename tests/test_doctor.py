@@ -85,10 +85,10 @@ def test_every_limit_counts_and_nan_is_not_within_it() -> None:
 def test_limits_are_wider_in_half_precision_where_the_engine_computes_so(loaded_toy: Bundle) -> None:
     rows = (ParityRow(1, "logits", 1e-7, 2e-3), ParityRow(1, "update", 1e-5, 0.05))
     half = loaded_toy.manifest.replace(precision="float16", half_parity=ParityInfo("float16", 1, 3e-3, rows))
-    assert self_tests._limits(half, "tensorrt 10.3") == {"logits_limit": 4 * 3e-3, "update_limit": 4 * 0.05}
+    assert self_tests.half_limits(half, "tensorrt 10.3") == {"logits_limit": 4 * 3e-3, "update_limit": 0.2}
     assert (
-        self_tests._limits(half, "onnxruntime-cpu 1.32")
-        == self_tests._limits(loaded_toy.manifest, "tensorrt 10.3")
+        self_tests.half_limits(half, "onnxruntime-cpu 1.32")
+        == self_tests.half_limits(loaded_toy.manifest, "tensorrt 10.3")
         == {}
     )
     strayed = SelfTest("engine", 0.01, None, 0.01, 0.1)

@@ -21,9 +21,12 @@ from mgg_edge.learn.rules.files import RULES  # noqa: E402
 from mgg_edge.manifest import Manifest  # noqa: E402
 from mgg_edge.runtime.bundle.bundle import Bundle  # noqa: E402
 from mgg_edge.runtime.bundle.graphs import embed_weights  # noqa: E402
+from mgg_edge.runtime.engines import openvino_engine, settling  # noqa: E402
 from mgg_edge.runtime.engines.cuda import Cuda  # noqa: E402
+from mgg_edge.runtime.engines.engine import open_engine  # noqa: E402
 from mgg_edge.runtime.engines.onnxruntime_cuda import open_onnxruntime_cuda  # noqa: E402
 from mgg_edge.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine  # noqa: E402
+from mgg_edge.runtime.engines.self_test import half_limits, self_test  # noqa: E402
 from vit import frames, small_step  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -146,6 +149,36 @@ def test_a_bundle_has_half_products_for_gpus_and_single_ones_for_the_processor(t
     plain = export(tmp_path / "plain.mgg")
     assert (plain.precision, plain.half_parity) == ("float32", None)
     assert multiplied(Bundle.load(tmp_path / "plain.mgg"), "adapt", "tensorrt") == {FLOAT}
+
+
+def test_openvino_multiplies_in_bfloat16_where_bundle_and_processor_say_so(tmp_path, monkeypatch):
+    openvino = pytest.importorskip("openvino", reason="the engine needs the extra openvino")
+    export(tmp_path / "x.mgg", "mgg", precision="bfloat16")
+    export(tmp_path / "plain.mgg", "mgg")
+    bundle, plain = (Bundle.load(tmp_path / name) for name in ("x.mgg", "plain.mgg"))
+    assert open_engine(plain, "openvino", threads=1).name.startswith("openvino-cpu")
+    assert half_limits(bundle.manifest, "openvino-cpu 2026.4.1") == {}
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino_engine, "BF16", "no such capability")
+        engine = open_engine(bundle, "openvino", threads=1)
+        assert "bfloat16" not in engine.name
+        assert self_test(bundle, engine).infer_logits < 1e-5
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor has no products in bfloat16")
+    monkeypatch.setattr(settling, "has_batch_norm", lambda _bundle: True)
+    half = open_engine(bundle, "openvino", threads=1)
+    assert half.name.endswith(" bfloat16")
+    found = self_test(bundle, half)
+    assert found.passed
+    limits = half_limits(bundle.manifest, half.name)
+    assert (found.logits_limit, found.update_limit) == (limits["logits_limit"], limits["update_limit"])
+    assert 1e-5 < found.infer_logits < limits["logits_limit"]  # products alone: most of the rounding
+    assert 1e-5 < found.settled_logits < limits["logits_limit"]
+    assert 1e-5 < found.update < limits["update_limit"]
+    half.load_state(bundle.initial_state)
+    half.adapt(frames(4, seed=1).numpy())
+    moved = np.abs(half.candidate["theta"] - bundle.initial_state["theta"])
+    assert 5e-4 < moved.max() < 2e-3  # θ itself is float32: near 1 bfloat16 knows no step below 4e-3
 
 
 def multiplied(bundle, graph, lowering):

@@ -2,8 +2,12 @@
 
 It fuses chains of operators between products of matrices, of which a step has hundreds, into kernels made while the
 graph is compiled (0.5 to 1.2 s a graph for EfficientNet-Lite0 and ViT-Tiny). The graphs are those for ONNX Runtime with
-the weights in them, one copy for each graph. Arithmetic stays float32 also where the processor could do less, and
-threads are not pinned, so that several engines share the cores.
+the weights in them, one copy for each graph. Threads are not pinned, so that several engines share the cores.
+
+Arithmetic is float32, also where the processor could do less, unless the bundle was exported with `--precision
+bfloat16` and the processor has products of that type: then the graphs are those for GPUs, whose products alone are
+cast, and the name says so. All else would become bfloat16 if OpenVINO were asked for it itself, norms and rule too, for
+nothing: the products are where the time is.
 """
 
 from __future__ import annotations
@@ -24,11 +28,13 @@ from mgg_edge.runtime.engines.engine import Diagnostics, check_frames
 from mgg_edge.runtime.engines.host_states import HostStates
 from mgg_edge.runtime.engines.onnxruntime_import import mapped
 from mgg_edge.runtime.engines.self_test import require_agreement
-from mgg_edge.runtime.engines.settling import SettledInference, settled_inference
+from mgg_edge.runtime.engines.settling import Run, SettledInference, settled_inference
 from mgg_edge.runtime.engines.threads import checked_threads
 from mgg_edge.state import AdaptState
 
 __all__ = ["OpenVinoEngine", "open_openvino"]
+
+BFLOAT16, BF16 = "bfloat16", "BF16"  # as bundles call it, and OpenVINO
 
 
 def open_openvino(bundle: Bundle, threads: int | None, with_adapt: bool) -> OpenVinoEngine:
@@ -65,6 +71,10 @@ class OpenVinoEngine(HostStates):
         self._bundle, self._threads = bundle, checked_threads(threads)
         self._openvino = _import_openvino()
         self._core = self._openvino.Core()
+        self._half = bundle.manifest.precision == BFLOAT16 and BF16 in self._core.get_property(
+            "CPU", "OPTIMIZATION_CAPABILITIES"
+        )
+        self._lowering = "tensorrt" if self._half else "onnxruntime"
         super().__init__(bundle)
         self._infer_specs = bundle.manifest.infer_specs
         self._shapes = {kind: graph_contract(bundle.manifest, kind)[0][0].shape for kind in ("infer", "adapt")}
@@ -75,8 +85,9 @@ class OpenVinoEngine(HostStates):
 
     @property
     def name(self) -> str:
-        """Engine, device and version."""
-        return f"openvino-cpu {self._openvino.__version__.partition('-')[0]}"
+        """Engine, device, version, and the precision of the products where it is not float32."""
+        version = self._openvino.__version__.partition("-")[0]
+        return f"openvino-cpu {version} {BFLOAT16}" if self._half else f"openvino-cpu {version}"
 
     def infer(
         self, frames: npt.NDArray[np.uint8], state: AdaptState | None = None
@@ -102,8 +113,12 @@ class OpenVinoEngine(HostStates):
         """
         _opened(self._infer)
 
-        key = ("openvino", self._threads)
-        return settled_inference(self._bundle, state, key, features, lambda graph: self._compile(graph, "infer"))
+        def make(graph: bytes) -> Run:
+            return self._compile(graph, "infer")
+
+        return settled_inference(
+            self._bundle, state, ("openvino", self._threads), features, make, lowering=self._lowering
+        )
 
     def adapt(self, frames: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], Diagnostics]:
         """One step on frames u8[B,H,W,3]; logits f32[B,C] are those before the update.
@@ -128,10 +143,10 @@ class OpenVinoEngine(HostStates):
         self._infer = self._adapt = None
 
     def _open(self, kind: str) -> _Graph:
-        return self._compile(self._bundle.graphs[graph_name(kind, "onnxruntime")], kind)
+        return self._compile(self._bundle.graphs[graph_name(kind, self._lowering)], kind)
 
     def _compile(self, graph: bytes, kind: str) -> _Graph:
-        member = graph_name(kind, "onnxruntime")
+        member = graph_name(kind, self._lowering)
         where, names = f"{self._bundle.path}: {member}", self._bundle.references[member]
         # Of a square weight that is read both ways OpenVINO 2026.4 gives one way for the other.
         graph, aliases = part_transposed(graph, {name for name in names if self._bundle.weights[name].ndim == 2}, where)

@@ -58,7 +58,12 @@ def has_batch_norm(bundle: Bundle) -> bool:
 
 
 def settled_inference(
-    bundle: Bundle, state: AdaptState, key: tuple[object, ...], features: bool, make: Callable[[bytes], Run]
+    bundle: Bundle,
+    state: AdaptState,
+    key: tuple[object, ...],
+    features: bool,
+    make: Callable[[bytes], Run],
+    lowering: str = "onnxruntime",
 ) -> SettledInference | None:
     """Inference with what it reads of a state bound as constants; None where there is nothing to fold them into.
 
@@ -68,6 +73,7 @@ def settled_inference(
         key: what else decides about the inference: engine, threads.
         features: False leaves out that output.
         make: how to run the graph with nothing but frames left to feed.
+        lowering: of the bundle's graphs.
 
     Returns:
         What is shared as long as anybody keeps it.
@@ -80,7 +86,7 @@ def settled_inference(
     with _making:
         found = _kept.get(whole)
         if found is None:
-            member = graph_name("infer", "onnxruntime")
+            member = graph_name("infer", lowering)
             without = () if features else ("features",)
             run = make(bind_inputs(bundle.graphs[member], read, f"{bundle.path}: {member}", without=without))
             shape = graph_contract(bundle.manifest, "infer")[0][0].shape
