@@ -18,11 +18,24 @@ def demo(
     frames: Annotated[int, typer.Option(min=1, help="Frames of each of the six stretches of weather.")] = 300,
     seed: Annotated[int, typer.Option(help="Seed of characters, fonts and weather.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a frame, and a summary.")] = False,
+    real: Annotated[
+        bool,
+        typer.Option("--real", help="Photographs, ImageNet's classes and a camera's rule; needs the export extra."),
+    ] = False,
+    pictures: Annotated[
+        Path | None, typer.Option(help="For --real: the folder scripts/build_objects makes.", show_default=False)
+    ] = None,
 ) -> None:
     """Read characters of unseen fonts through fog, noise, blur and night: frozen, with the MGG, and by default.
 
-    The stream is labelled, so that you see who reads right; the readers see no label.
+    The stream is labelled, so that you see who reads right; the readers see no label. With --real it is a camera that
+    different things pass, which half of them were there to calibrate.
     """
+    if real:
+        from mgg_edge.cli.demo_real import demo_real
+
+        demo_real(pictures, save, seed, as_json=as_json)
+        return
     from mgg_edge.cli.display import DemoDisplay, log_to_terminal, print_facts, print_table
     from mgg_edge.runtime.demo import ADAPTED, READERS, Scores, open_readers
     from mgg_edge.runtime.sources.source_demo import COURSE, demo_frames
