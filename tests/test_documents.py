@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```[a-z]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 ENDS = {"|", "&&", ";", ">", "2>", "<<<"}
 # What no test has: cameras, addresses, boards, nets and pictures to train with.
-ABSENT = re.compile(r"rtsp:|https?:|/dev/|v4l2:|nvargus|--backbone|--serve|films/|test_images|engines|kept/|state/")
+ABSENT = re.compile(r"rtsp:|https?:|/dev/|v4l2:|nvargus|--backbone|--serve|--pictures|test_images|engines|kept/|state/")
 
 
 class Documented(NamedTuple):
