@@ -29,7 +29,7 @@ def demo(
     """Read characters of unseen fonts through fog, noise, blur and night: frozen, with the MGG, and by default.
 
     The stream is labelled, so that you see who reads right; the readers see no label. With --real it is a camera that
-    different things pass, which half of them were there to calibrate.
+    different things pass: half of them calibrate it in clear weather, the others come by in fog, noise, blur and frost.
     """
     if real:
         from mgg_edge.cli.demo_real import demo_real

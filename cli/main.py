@@ -55,6 +55,7 @@ EXTRA_OF_PACKAGE = {
 # What the command line's library raises of words it does not know; where it is found differs between its versions.
 CommandLineError: type[typer.BadParameter] = typer.BadParameter.__mro__[2]
 
+INTERRUPTED = 130
 REFUSED_NAMES = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR})
 
 app = typer.Typer(
@@ -115,6 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except CommandLineError as error:
             logging.getLogger("mgg_edge").addHandler(JsonHandler())
             sys.exit(_fail(UsageError(error.format_message())))
+        except typer.Abort:
+            sys.exit(INTERRUPTED)
         except MggEdgeError as error:
             sys.exit(_fail(error))
         except OSError as error:
