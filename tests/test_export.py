@@ -71,8 +71,8 @@ def judged(engine=1e-5, torch_float32=1e-5, quantity="update"):
 
 def test_parity_bounds(caplog):
     check_parity(judged(engine=4e-5))
-    check_parity(judged(engine=7e-6, torch_float32=0.0))  # ordinary rounding
-    for strayed in (judged(engine=4.1e-5), judged(engine=float("nan")), judged(engine=8e-6, torch_float32=0.0)):
+    check_parity(judged(engine=1.5e-5, torch_float32=0.0))  # ordinary rounding
+    for strayed in (judged(engine=4.1e-5), judged(engine=float("nan")), judged(engine=1.6e-5, torch_float32=0.0)):
         with pytest.raises(ParityError, match="the update of test after one step is"):
             check_parity(strayed)
     assert not caplog.text
