@@ -1,6 +1,7 @@
 """What a run needs beside arithmetic: memory of a step beside PyTorch's, and time that is not the engine's.
 
-    scripts/bench footprint                  ten minutes on one core
+    scripts/bench footprint                                       three minutes on one core
+    PYTHONPATH=. python benchmarks/footprint.py --batches 8,64    half an hour and 16 GB: exports are checked in float64
 
 Peak memory is that of a process of its own which makes two steps of `mgg`, less what it has after its imports: ours on
 ONNX Runtime, the same step in PyTorch, eager. Time is that of frames of the packaged reader through `Adapter`, as a
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from mgg_edge.runtime.demo import DEFAULT_BUNDLE
 from mgg_edge.runtime.sources.source_demo import demo_frames, packaged_faces
 
 NETS = {"vit_tiny_patch16_224": 224, "efficientnet_lite0": 160}
-BATCHES = (8, 64)
 STRETCH = 100
 
 _MEMORY = """
@@ -62,11 +62,11 @@ print(megabytes("VmHWM") - before)
 """
 
 
-def memory(folder: Path) -> list[dict[str, Any]]:
+def memory(folder: Path, batches: Sequence[int]) -> list[dict[str, Any]]:
     """Megabytes of a step by net and batch."""
     found = []
     for name, side in NETS.items():
-        for batch in BATCHES:
+        for batch in batches:
             step, labels, origins = compose(
                 ExportRequest(name, "random", image_size=side, rule="mgg", norm_statistics="source")
             )
@@ -131,9 +131,11 @@ def times() -> dict[str, float]:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", default="8", help="of the step, comma-separated")
+    batches = [int(batch) for batch in parser.parse_args().batches.split(",")]
     with tempfile.TemporaryDirectory() as folder:
-        found = {"times": times(), "memory": memory(Path(folder))}
+        found = {"times": times(), "memory": memory(Path(folder), batches)}
     print("| step of `mgg`, one thread | batch | here, MB | PyTorch, MB | ratio |\n|---|---|---|---|---|")
     for row in found["memory"]:
         ours, torch = row["onnxruntime_mb"], row["torch_mb"]
