@@ -37,6 +37,8 @@ def write(toy_bundle: Path, tmp_path: Path) -> Callable[..., tuple[Record, str]]
             recorder.begin(adapter, {"threads": 1, "av": "1.0"})
             for number, frame in enumerate(frames):
                 adapter(frame, number / 25)
+                if number % 40 == 39:
+                    adapter.drain()  # however slow the worker is, some steps are made
                 if during is not None:
                     during(adapter, number)
             adapter.drain()
