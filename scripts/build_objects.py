@@ -1,18 +1,22 @@
-"""Bring scenes and cut-outs from the free photographs in Debian's packages; a minute, 460 MB to fetch.
+"""Bring scenes and cut-outs from the free pictures in Debian's packages; two minutes, 580 MB to fetch.
 
     scripts/build_objects --out objects
 
-writes `scenes/`, photographs, and `stamps/`, photographs of things with an outline, under the names they have in the
-packages, reduced to what a model can see. Prints one JSON line.
+writes `scenes/`, photographs, and `stamps/`, things with an outline: photographs of them, and below `stamps/furniture`
+the pictures of three-dimensional models of what stands in houses. All under the names they have in the packages,
+reduced to what a model can see. Prints one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
-from pathlib import Path
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import IO
 
 from build_photographs import LEAST_BYTES, LEAST_SIDE, LIST, archive_of, globs
 from PIL import Image
@@ -24,7 +28,8 @@ from mgg_edge.learn import debian
 
 SCENE_SIDE, STAMP_SIDE = 512, 384
 QUALITY = 95
-STAMPS = "tuxpaint-stamps-default"
+STAMPS, FURNITURE = "tuxpaint-stamps-default", "sweethome3d-furniture"
+SAME_PLATES = ("rounded-", "square-")  # switches and sockets once more, in other frames
 
 
 def main() -> int:
@@ -48,7 +53,7 @@ def _build(out: Path, archives: Path | None) -> dict[str, object]:
     lines = [line.split() for line in LIST.read_text().splitlines() if line.startswith("photograph ")]
     with tempfile.TemporaryDirectory(dir=out.parent) as name:
         scratch, made = Path(name), Path(name) / "made"
-        packages = sorted({package for _, package, _ in lines} | {STAMPS})
+        packages = sorted({package for _, package, _ in lines} | {STAMPS, FURNITURE})
         found = sorted(archives.glob("*.deb")) if archives else debian.download_packages(packages, scratch)
         folders = {package: debian.unpack(archive_of(found, package), scratch).folder for package in packages}
         scenes = sorted(
@@ -61,9 +66,11 @@ def _build(out: Path, archives: Path | None) -> dict[str, object]:
         )
         stamps = _share(folders[STAMPS]) / "tuxpaint" / "stamps"
         things = [path for path in sorted(stamps.rglob("*.png")) if path.is_file()]
+        catalogues = sorted((_share(folders[FURNITURE]) / "sweethome3d" / "furniture").glob("*.sh3f"))
         counts = {
             "scenes": sum(_scene(path, made / "scenes") for path in _shown(scenes, "scenes")),
             "stamps": sum(_stamp(path, stamps, made / "stamps") for path in _shown(things, "stamps")),
+            "furniture": sum(_furniture(path, made / "stamps" / "furniture") for path in _shown(catalogues, "models")),
         }
         made.rename(out)
     return {"out": str(out), **counts}
@@ -95,12 +102,24 @@ def _stamp(path: Path, root: Path, out: Path) -> bool:
     relative = path.relative_to(root)
     if "cartoon" in relative.parts or relative.parts[0] == "symbols":
         return False
-    with Image.open(path) as opened:
+    return _thing(path, out / relative)
+
+
+def _furniture(catalogue: Path, out: Path) -> int:
+    """Keep the pictures of a catalogue's models, below its name; how many."""
+    with zipfile.ZipFile(catalogue) as archive:
+        listed = archive.read("PluginFurnitureCatalog.properties").decode("latin-1")
+        paths = [PurePosixPath(path) for path in sorted(re.findall(r"(?m)^icon#\d+\s*=\s*/?(\S+)", listed))]
+        wanted = [path for path in paths if not path.name.startswith(SAME_PLATES)]
+        return sum(_thing(archive.open(str(path)), out / catalogue.stem / path.name) for path in wanted)
+
+
+def _thing(picture: Path | IO[bytes], target: Path) -> bool:
+    with Image.open(picture) as opened:
         if min(opened.size) < LEAST_SIDE // 2:
             return False
         image = opened.convert("RGBA")
     image.thumbnail((STAMP_SIDE, STAMP_SIDE))
-    target = out / relative
     target.parent.mkdir(parents=True, exist_ok=True)
     image.save(target)
     return True

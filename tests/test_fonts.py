@@ -138,3 +138,21 @@ def test_the_photographs(tmp_path):
     assert min(facts["photographs"], facts["cut_outs"]) >= 60
     again = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
     assert (again.returncode, "expected a folder that is not there yet" in again.stderr) == (2, True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="apt-get is not here")
+def test_scenes_and_things(tmp_path):
+    script, out = str(ROOT / "scripts" / "build_objects.py"), tmp_path / "objects"
+    done = subprocess.run([sys.executable, script, "--out", str(out)], capture_output=True, text=True, cwd=ROOT)
+    if "run `apt-get update`" in done.stderr:
+        pytest.skip("the packages are not to be had here")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["scenes"] > 170
+    assert facts["stamps"] > 330
+    assert facts["furniture"] > 750
+    lines = (ROOT / "scripts" / "objects.txt").read_text().splitlines()[1:]
+    named = [line.split()[0] for line in lines]
+    assert [name for name in named if not (out / "stamps" / name).is_file()] == []
+    assert len(set(named)) == len(named) > 200
