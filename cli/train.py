@@ -66,6 +66,10 @@ def train(
             help="forward+, robust: cut-outs with an alpha channel that pass the camera; else pictures of --data."
         ),
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="forward+, robust: learned numbers to go on from, FILE or 'package'; else the source's θ."),
+    ] = None,
     rule: Annotated[LearnedRule, typer.Option(help="What to learn.")] = LearnedRule.FORWARD,
     target: Annotated[
         Target, typer.Option(help="labels of the pictures, or what the frozen model says of the clean ones.")
@@ -107,15 +111,14 @@ def train(
     console = log_to_terminal()
     model = ExportRequest(
         backbone, weights, seed, labels=labels, image_size=image_size, classes=classes, adapt=adapt, taps=taps,
-        norm_statistics=STILL, preparation=preparation(mean, std, crop, interpolation),
+        norm_statistics=STILL, preparation=preparation(mean, std, crop, interpolation), mgg=start,
     )  # fmt: skip
     if rule in (LearnedRule.FORWARD_PLUS, LearnedRule.ROBUST):
         _train_cameras(console, model, data, objects, out, rule, updates, seed, device, as_json=as_json)
         return
-    if objects is not None:
-        raise UsageError(
-            f"objects: rules of cameras alone learn from them (forward+, robust), found --rule {rule.value}"
-        )
+    for name, given in (("objects", objects), ("start", start)):
+        if given is not None:
+            raise UsageError(f"{name}: for rules of cameras alone (forward+, robust), found --rule {rule.value}")
     recipe = RuleRecipe(rule.value, target.value, updates, learning_rate, seed)
     with TrainingDisplay(console) as display:
 

@@ -148,7 +148,7 @@ def _check_rule(request: ExportRequest) -> None:
 def _rule(request: ExportRequest, backbone: Backbone) -> tuple[UpdateRule, str]:
     size, features = backbone.norms.size, backbone.features
     if request.mgg is not None:
-        file = _rule_file(request)
+        file = rule_file(request)
         rule = load_rule(file, size, features)
         if request.rule not in (None, rule.name):
             raise UsageError(f"rule: {request.mgg} holds '{rule.name}', found --rule {request.rule}")
@@ -220,7 +220,7 @@ def _check_outputs(backbone: Backbone) -> None:
     check_outputs(logits, backbone.name)
 
 
-def _rule_file(request: ExportRequest) -> Path:
+def rule_file(request: ExportRequest) -> Path:
     """Where the learned numbers lie.
 
     Raises:
@@ -241,7 +241,7 @@ def _rule_file(request: ExportRequest) -> Path:
 
 def _norm_statistics_of_rule(request: ExportRequest) -> str:
     """Rules learned for one backbone were learned with the source's statistics."""
-    name = request.rule if request.mgg is None else learned_name(_rule_file(request))
+    name = request.rule if request.mgg is None else learned_name(rule_file(request))
     return STILL if name in LEARNED_RULES and name != "mgg" else DEFAULT_NORM_STATISTICS
 
 

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mgg_edge.errors import UsageError
-from mgg_edge.export.compose import ExportRequest, compose_backbone
+from mgg_edge.export.compose import ExportRequest, compose_backbone, rule_file
 from mgg_edge.export.training import check_output, run_training
 from mgg_edge.learn.backbone import Backbone
-from mgg_edge.learn.rules.files import save_rule
+from mgg_edge.learn.rules.files import load_rule, save_rule
+from mgg_edge.learn.rules.forward_plus import ForwardPlus
 from mgg_edge.learn.training.cameras import CameraRecipe, CameraTraining, report
 from mgg_edge.learn.training.cameras_judge import WeatherRow, judge_rule
 from mgg_edge.learn.training.loop import Progress
@@ -28,7 +31,7 @@ class CameraRequest:
     """What to train, for what, on what.
 
     Attributes:
-        model: backbone and weights, as for an export.
+        model: backbone and weights, as for an export; its learned numbers are where δ begins, none at θ₀.
         data: folder of photographs: what cameras look at.
         objects: folder of cut-outs: what passes; None takes the photographs themselves, held before the camera.
         out: file of learned numbers to write.
@@ -60,23 +63,40 @@ def train_cameras(
         How it was learned, and what it is worth on photographs and things that were kept back.
 
     Raises:
-        MggEdgeError: see `compose_backbone`, `load_scenes`, `load_cut_outs` and `CameraTraining`.
+        MggEdgeError: see `compose_backbone`, `load_rule`, `load_scenes`, `load_cut_outs` and `CameraTraining`.
     """
     check_output(request.out)
     started = time.monotonic()
     backbone = compose_backbone(request.model)
     train, held_out = _parts(request, backbone, TRAINING, VIEWS), _parts(request, backbone, VALIDATION, 1)
-    training = CameraTraining(backbone, train, held_out, request.recipe, request.device, looking)
+    start = _start(request.model, backbone)
+    training = CameraTraining(backbone, train, held_out, request.recipe, request.device, looking, start)
     last = run_training(training, request.out, lambda now: progress(now, request.recipe.total))
     facts = {
         "backbone": backbone.name,
         "weights": request.model.weights,
+        "start": str(request.model.mgg or "source"),
         "data": str(request.data),
         **report(training, last, time.monotonic() - started),
     }
     save_rule(request.out, training.rule, facts)
     rows = judge_rule(training.rule, training.learner, *_parts(request, backbone, TEST, 1), looking)
     return {"out": str(request.out), **facts}, rows
+
+
+def _start(model: ExportRequest, backbone: Backbone) -> Tensor | None:
+    """The δ f[N] to begin from.
+
+    Raises:
+        UsageError: a rule that has none.
+        WeightsError: see `load_rule`.
+    """
+    if model.mgg is None:
+        return None
+    rule = load_rule(rule_file(model), backbone.norms.size, backbone.features)
+    if not isinstance(rule, ForwardPlus):
+        raise UsageError(f"{model.mgg}: expected the numbers of forward+ or robust to start from, found '{rule.name}'")
+    return rule.robust.detach()
 
 
 def _parts(

@@ -17,7 +17,7 @@ from mgg_edge.cli.main import main  # noqa: E402
 from mgg_edge.errors import SourceError, UsageError, WeightsError  # noqa: E402
 from mgg_edge.learn.objective import Objective  # noqa: E402
 from mgg_edge.learn.rules.base import CLEAN_WINDOWS, SourceNumbers  # noqa: E402
-from mgg_edge.learn.rules.files import load_rule  # noqa: E402
+from mgg_edge.learn.rules.files import load_rule, save_rule, untrained_rule  # noqa: E402
 from mgg_edge.learn.rules.forward_plus import ForwardPlus  # noqa: E402
 from mgg_edge.learn.statistics import SourceStatistics  # noqa: E402
 from mgg_edge.learn.training.cameras import CameraRecipe, CameraTraining  # noqa: E402
@@ -206,7 +206,6 @@ class TestRule:
         assert rule.reach() == pytest.approx(0.7)
 
     def test_the_rule_of_another_backbone_is_refused(self, tmp_path):
-        from mgg_edge.learn.rules.files import save_rule
 
         save_rule(tmp_path / "x.safetensors", ForwardPlus(6, 4, rank=2), {})
         assert load_rule(tmp_path / "x.safetensors", 6, 4).name == "forward+"
@@ -309,7 +308,7 @@ class TestTraining:
         assert len(rows) == 16
 
     def test_the_command_trains_exports_and_says_whether_it_pays(self, pictures, tmp_path, capsys):
-        from safetensors.torch import save_file
+        from safetensors.torch import load_file, save_file
 
         save_file(weights(), tmp_path / "net.safetensors")
         out = tmp_path / "rule.safetensors"
@@ -326,6 +325,24 @@ class TestTraining:
         facts = json.loads(captured.out.splitlines()[-1])
         assert facts["weathers"][0]["weather"] == "clear"
         assert "on scenes and things it has never seen" in facts["verdict"]
+        further = [
+            "--rule",
+            "robust",
+            "--start",
+            str(out),
+            "--updates",
+            "1",
+            "--out",
+            str(tmp_path / "further.safetensors"),
+        ]
+        with pytest.raises(SystemExit) as ended:
+            main(["train", *model, *data, *further, "--json"])
+        captured = capsys.readouterr()
+        assert not ended.value.code, captured.err
+        assert json.loads(captured.out.splitlines()[-1])["start"] == str(out)
+        before, after = (load_file(tmp_path / f"{name}.safetensors")["robust"] for name in ("rule", "further"))
+        assert float(before.norm()) > 0
+        assert float((after - before).abs().max()) <= 1e-4  # a tenth of 1e-3: the first update of ten of warm-up
         words = ["--mgg", str(out), "--parity-steps", "5", "--batch", "4", "--out", str(tmp_path / "x.mgg")]
         with pytest.raises(SystemExit) as ended:
             main(["export", *model, *words])
@@ -334,13 +351,18 @@ class TestTraining:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["--rule", "mgg", "--objects", "x"], "rules of cameras alone"),
+            (["--rule", "mgg", "--objects", "x"], "objects: for rules of cameras alone"),
+            (["--rule", "mgg", "--start", "x"], "start: for rules of cameras alone"),
+            (["--rule", "robust", "--start", "none.safetensors"], "no such file of a learned rule"),
+            (["--rule", "robust", "--start", "package"], "--mgg package has numbers for efficientnet_lite0"),
+            (["--rule", "robust", "--start", "other.safetensors"], "expected the numbers of forward+ or robust"),
             (["--rule", "forward+", "--data", "nowhere"], "expected a directory of images"),
             (["--rule", "robust", "--out", "x.pth"], "ends in .safetensors"),
         ],
     )
     def test_what_cannot_be_trained_gets_one_line(self, pictures, tmp_path, capsys, monkeypatch, words, message):
         monkeypatch.chdir(tmp_path)
+        save_rule(tmp_path / "other.safetensors", untrained_rule("mgg", 1, 1))
         base = ["--backbone", "mobilenetv3_small_050", "--weights", "random", "--image-size", "32"]
         with pytest.raises(SystemExit) as ended:
             main(["train", *base, "--data", str(pictures / "scenes"), "--out", "x.safetensors", *words])

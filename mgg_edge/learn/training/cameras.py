@@ -88,6 +88,7 @@ class CameraTraining:
         recipe: how to train.
         device: where to compute.
         progress: told of the scenes as they are looked at.
+        start: δ f[N] of an earlier training to go on from; None begins at θ₀.
 
     Attributes:
         rule: what is trained, in place.
@@ -106,6 +107,7 @@ class CameraTraining:
         recipe: CameraRecipe,
         device: torch.device | str = "cpu",
         progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
+        start: Tensor | None = None,
     ) -> None:
         self.recipe, place = recipe, torch.device(device)
         backbone.model.to(place)
@@ -114,11 +116,11 @@ class CameraTraining:
         self.stages = build_stages(some, scenes[1], learner.frozen, SCENE_VIEWS, recipe.seed, progress)
         self.held_out = build_stages(*held_out_scenes, learner.frozen, SCENE_VIEWS, recipe.seed, progress)
         self.rule = ForwardPlus(backbone.norms.size, backbone.features, seed=recipe.seed).to(place)
-        self._robust = RobustTrainer(self.rule, learner, *scenes, SceneRecipe())
+        self._robust = RobustTrainer(self.rule, learner, *scenes, SceneRecipe(), start)
         self._map = SceneMapTrainer(self.rule, learner, self.stages, SceneRecipe(recipe.episodes))
         self._episodes = _held_out_episodes(self.held_out, learner.source.theta, 0.15)
         self._steps = _held_out_episodes(self.held_out, learner.source.theta, 0.0)
-        self._facts = {**asdict(recipe), "backbone": _digest(backbone, self.stages)}
+        self._facts = {**asdict(recipe), "backbone": _digest(backbone, self.stages, start)}
 
     def run(self, resume: Path | None = None) -> Iterator[Progress]:
         """Train; yields after each update. At the end the rule holds the numbers of the best score.
@@ -209,10 +211,11 @@ def _held_out_episodes(stages: Sequence[Stage], theta: Tensor, clean_share: floa
     ]  # fmt: skip
 
 
-def _digest(backbone: Backbone, stages: Sequence[Stage]) -> str:
+def _digest(backbone: Backbone, stages: Sequence[Stage], start: Tensor | None) -> str:
     """What a resumed training must agree in."""
     hasher = hashlib.sha256(repr((backbone.name, [stage.name for stage in stages])).encode())
-    hasher.update(backbone.theta().cpu().numpy().tobytes())
+    for numbers in (backbone.theta(), start):
+        hasher.update(b"" if numbers is None else numbers.cpu().numpy().tobytes())
     for stage in stages:
         hasher.update(stage.frames.tobytes())
     return hasher.hexdigest()

@@ -10,9 +10,8 @@ nothing is to be seen does not drown the others. No label is looked at anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -90,9 +89,8 @@ class RobustTrainer:
         scenes: what is in the pictures.
         cut_outs: what stands before it.
         recipe: how to train.
+        start: δ f[N] to go on from, at half the rate; None begins at θ₀.
     """
-
-    rates: ClassVar[Mapping[str, float]] = RULE_RATES
 
     def __init__(
         self,
@@ -101,14 +99,16 @@ class RobustTrainer:
         scenes: Sequence[Scene],
         cut_outs: Sequence[CutOut],
         recipe: SceneRecipe,
+        start: Tensor | None = None,
     ) -> None:
-        self.rule, self.learner, self.recipe = rule, learner, recipe
+        self.rule, self.learner, self.recipe, self.start = rule, learner, recipe, start
         self.scenes, self.cut_outs = scenes, cut_outs
+        self.rates = RULE_RATES if start is None else {**RULE_RATES, "robust": RULE_RATES["robust"] / 2}
 
     def prepare(self, rng: np.random.Generator) -> None:  # noqa: ARG002 (nothing is drawn)
-        """Begin at θ₀."""
+        """Begin where an earlier training ended, or at θ₀."""
         with torch.no_grad():
-            self.rule.robust.zero_()
+            self.rule.robust.copy_(torch.zeros_like(self.rule.robust) if self.start is None else self.start)
             self.rule.write.zero_()
 
     def backward(self, rng: np.random.Generator) -> float:
