@@ -25,6 +25,7 @@ import importlib.resources
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,7 @@ def measure(
     rows = rows_of(arguments, frozen, camera, folder)
     shares: dict[str, dict[str, float]] = {name: {} for name in rows}
     human: dict[str, list[float]] = {name: [] for name in rows}
+    balanced: dict[str, list[float]] = {name: [] for name in rows}
     named = camera.names >= 0
     for number, kind in enumerate(("clear", "few", *arguments.kinds)):
         rng = np.random.default_rng([arguments.seed, severity, number])
@@ -190,37 +192,48 @@ def measure(
         for name, predict in rows.items():
             found = predict(stream)
             shares[name][kind] = float((found == truth).mean())
-            if kind not in ("clear", "few") and named.any():
-                human[name].append(float((found == camera.names)[named].mean()))
+            if kind not in ("clear", "few"):
+                balanced[name].append(_balanced_recall(found, truth))
+                human[name] += [float((found == camera.names)[named].mean())] if named.any() else []
         if arguments.oracle and kind not in ("clear", "few"):
             own = np.random.default_rng([arguments.seed, severity, number, 1])
             found = frozen.oracle(camera, lambda part, kind=kind, own=own: corrupt(part, kind, severity, own), stream)
             shares.setdefault("oracle", {})[kind] = float((found == truth).mean())
-    people = {name: float(np.mean(values)) for name, values in human.items() if values}
-    return {"camera": camera.name, "severity": severity, "seed": arguments.seed, "shares": shares, "people": people}
+    means = [{name: float(np.mean(values)) for name, values in one.items() if values} for one in (human, balanced)]
+    named_as = {"shares": shares, "people": means[0], "balanced": means[1]}
+    return {"camera": camera.name, "severity": severity, "seed": arguments.seed, **named_as}
 
 
-def table(found: list[dict[str, Any]], kinds: tuple[str, ...]) -> str:
-    """Mean over cameras ± their spread, for each severity."""
+def _balanced_recall(found: np.ndarray, truth: np.ndarray) -> float:
+    """Mean over classes of the share of their pictures that are named so."""
+    return float(np.mean([(found[truth == label] == label).mean() for label in np.unique(truth)]))
+
+
+def table(found: list[dict[str, Any]], kinds: tuple[str, ...], level: int) -> str:
+    """Mean over cameras ± their spread, seeds averaged; the last two columns at one severity."""
     severities = sorted({part["severity"] for part in found})
     names = list(dict.fromkeys(name for part in found for name in part["shares"]))
-    lines = [
-        f"| | clear kept | three things | {' | '.join(f'severity {level}' for level in severities)} | as a person |"
-    ]
-    lines.append(f"|---|{'---|' * (3 + len(severities))}")
+    heads = [f"severity {one}" for one in severities] + [f"balanced recall, {level}", f"as a person, {level}"]
+    lines = [f"| | clear kept | three things | {' | '.join(heads)} |", f"|---|{'---|' * (2 + len(heads))}"]
     for name in names:
         parts = [part for part in found if name in part["shares"]]
-        cells = [_share([part["shares"][name].get(kind) for part in parts]) for kind in ("clear", "few")]
-        for level in severities:
-            own = [part["shares"][name] for part in parts if part["severity"] == level]
-            cells.append(_share([float(np.mean([shares[kind] for kind in kinds])) for shares in own]))
-        cells.append(_share([part["people"].get(name) for part in parts]))
+        cells = [_share([(part, part["shares"][name].get(kind)) for part in parts]) for kind in ("clear", "few")]
+        for one in severities:
+            own = [(part, part["shares"][name]) for part in parts if part["severity"] == one]
+            cells.append(_share([(part, float(np.mean([shares[kind] for kind in kinds]))) for part, shares in own]))
+        at_level = [part for part in parts if part["severity"] == level]
+        cells += [_share([(part, part[means].get(name)) for part in at_level]) for means in ("balanced", "people")]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _share(values: list[float | None]) -> str:
-    known = [100 * value for value in values if value is not None]
+def _share(values: list[tuple[dict[str, Any], float | None]]) -> str:
+    """Mean and deviation over cameras, per cent; of each camera the mean of its parts."""
+    by_camera: dict[str, list[float]] = {}
+    for part, value in values:
+        if value is not None:
+            by_camera.setdefault(part["camera"], []).append(100 * value)
+    known = [np.mean(own) for own in by_camera.values()]
     if not known:
         return ""
     return f"{np.mean(known):.1f}" + (f" ± {np.std(known, ddof=1):.1f}" if len(known) > 1 else "")
@@ -233,7 +246,7 @@ def kinds_table(found: list[dict[str, Any]], kinds: tuple[str, ...], severity: i
     lines = [f"| severity {severity} | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     for kind in kinds:
         known = ([part["shares"][name][kind] for part in own if name in part["shares"]] for name in names)
-        cells = [_share([float(np.mean(values))]) for values in known]
+        cells = [f"{100 * np.mean(values):.1f}" for values in known]
         lines.append(f"| {kind} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -255,7 +268,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=8)
     parser.add_argument("--frames", type=int, default=96, help="pictures of each kind")
     parser.add_argument("--severities", default="1,3,5")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", default="0", help="of what passes where; comma-separated")
     parser.add_argument("--quick", action="store_true", help="two scenes, severity 3, five kinds, 48 pictures")
     arguments = parser.parse_args()
     arguments.kinds = BENCHMARK_KINDS
@@ -264,13 +277,15 @@ def main() -> None:
         arguments.kinds = BENCHMARK_KINDS[::3]
     frozen = Frozen()
     said = people(Path(__file__).parent.parent / "scripts" / "objects.txt")
-    cameras = cameras_of(
-        arguments.pictures, TEST, frozen.classes, SIDE, arguments.frames, arguments.seed, arguments.scenes, said
-    )
-    print(f"{len(cameras)} cameras: {', '.join(camera.name for camera in cameras)}", flush=True)
+    severities = [int(one) for one in arguments.severities.split(",")]
     found = []
-    for camera in cameras:
-        for severity in map(int, arguments.severities.split(",")):
+    for seed in map(int, arguments.seeds.split(",")):
+        arguments.seed = seed
+        cameras = cameras_of(
+            arguments.pictures, TEST, frozen.classes, SIDE, arguments.frames, arguments.seed, arguments.scenes, said
+        )
+        print(f"{len(cameras)} cameras: {', '.join(camera.name for camera in cameras)}", flush=True)
+        for camera, severity in product(cameras, severities):
             of = [camera.name.replace("/", "-"), severity, arguments.seed, arguments.frames, len(arguments.kinds)]
             label = "-".join(map(str, [*of, arguments.methods.replace(",", "+"), *["oracle"] * arguments.oracle]))
             part = arguments.out / "parts" / f"{label}.json"
@@ -279,8 +294,9 @@ def main() -> None:
                 part.write_text(json.dumps(measure(arguments, frozen, camera, severity, arguments.out)))
             found.append(json.loads(part.read_text()))
             print(f"{camera.name} at {severity}: {_line(found[-1], arguments.kinds)}", flush=True)
-    print(f"\n{table(found, arguments.kinds)}\n\n{kinds_table(found, arguments.kinds, found[0]['severity'])}\n")
-    print(json.dumps({"cameras": [camera.name for camera in cameras], "parts": len(found)}))
+    level = 3 if 3 in severities else severities[0]
+    print(f"\n{table(found, arguments.kinds, level)}\n\n{kinds_table(found, arguments.kinds, level)}\n")
+    print(json.dumps({"cameras": sorted({part["camera"] for part in found}), "parts": len(found)}))
 
 
 def _line(part: dict[str, Any], kinds: tuple[str, ...]) -> str:
