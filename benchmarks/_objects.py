@@ -17,7 +17,7 @@ import numpy as np
 from mgg_edge.runtime.sources.source import Frame
 from mgg_edge.scenes.objects import CutOut, Scene, load_cut_outs, load_scenes, number_of, place
 
-TRIAL_SCENES, ALIKE, LEAST_SURE = 6, 4, 0.3
+TRIAL_SCENES, ALIKE, LEAST_SURE = 6, 5, 0.3
 LEAST_RECOGNISED = 0.85
 CALIBRATION_FRAMES = 128
 Classes = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -58,7 +58,7 @@ class Camera:
 
 
 def recognised(things: Sequence[CutOut], scenes: Sequence[Scene], classes: Classes, seed: int = 0) -> dict[str, int]:
-    """Things that the model names alike and surely before at least four of six scenes, with that class."""
+    """Things that the model names alike and surely before at least five of six scenes, with that class."""
     rng = np.random.default_rng(seed)
     chosen = rng.choice(len(scenes), min(TRIAL_SCENES, len(scenes)), replace=False)
     votes: list[Counter[int]] = [Counter() for _ in things]
