@@ -63,7 +63,7 @@ class CameraRecipe:
 
     rule: str = "forward+"
     robust_updates: int = 1000
-    rounds: int = 2
+    rounds: int = 3
     episodes: int = 260
     seed: int = 0
     score_every: int = 100
