@@ -166,7 +166,7 @@ class Run:
         return next((one for one in cameras if one["name"] == name), {"inferred": 0, "adapt_steps": 0})
 
     def wait_for(self, holds) -> None:
-        end_s = time.monotonic() + 60
+        end_s = time.monotonic() + 300
         while not holds():
             assert time.monotonic() < end_s
             time.sleep(0.05)
@@ -249,6 +249,10 @@ def test_a_run_obeys(toy_bundle: Path, tmp_path: Path, monkeypatch):
 
 def test_what_is_seen_now_becomes_the_site(toy_bundle: Path, tmp_path: Path, monkeypatch, caplog):
     """A live camera is calibrated on its next pictures, and then runs on that bundle."""
+
+    def said(words: str) -> bool:
+        return any(words in text for text in caplog.messages)
+
     monkeypatch.setattr(calibration, "REPORT_WEATHERS", 2)
     caplog.set_level(logging.INFO)
     with running_cameras(toy_bundle, tmp_path, monkeypatch) as run:
@@ -258,14 +262,20 @@ def test_what_is_seen_now_becomes_the_site(toy_bundle: Path, tmp_path: Path, mon
         assert (status, "from the next 3 s" in body["done"]) == (200, True), body
         assert "already" in tell(server, "/control/door/calibrate", token)[1]["reason"]
         assert "minutes" in tell(server, "/control/gate/calibrate?minutes=many", token)[1]["reason"]
-        run.wait_for(lambda: any("name it as its bundle to keep it" in text for text in caplog.messages))
+        for minutes in (0.5, 2):  # a machine under load may have gathered too few pictures in three seconds
+            run.wait_for(lambda: said("name it as its bundle to keep it") or said("camera door: not calibrated"))
+            if said("name it as its bundle to keep it"):
+                break
+            caplog.clear()
+            assert tell(server, f"/control/door/calibrate?minutes={minutes}", token)[0] == 200
+        run.wait_for(lambda: said("name it as its bundle to keep it"))
         run.wait_for(lambda: run.camera("door")["inferred"] > 5)
         after = next(view for view in server.cameras if view.name == "door").adapter
         assert after.bundle_id != before
         assert after.manifest.site is not None
         assert run.camera("gate")["inferred"] > run.camera("door")["inferred"]  # which has begun anew
     assert len(list((tmp_path / "state").glob("door.*.mgg"))) == 1
-    assert any("camera door: calibrated on" in text for text in caplog.messages)
+    assert said("camera door: calibrated on")
 
 
 class TestTap:
