@@ -1,6 +1,6 @@
 """Real pictures: EfficientNet-Lite0 with ImageNet weights on cameras that things pass. The table of docs/RESULTS.md.
 
-    scripts/build_objects                    first: scenes and cut-outs, a minute
+    scripts/build_objects                    first: scenes and cut-outs, two minutes
     scripts/bench objects                    hours; finished parts are kept
     PYTHONPATH=. python benchmarks/objects.py --quick      some minutes: two scenes, severity 3, a few kinds
 
@@ -187,15 +187,16 @@ def measure(
     for number, kind in enumerate(("clear", "few", *arguments.kinds)):
         rng = np.random.default_rng([arguments.seed, severity, number])
         stream, truth = (camera.few, camera.few_truth) if kind == "few" else (camera.seen, camera.truth)
-        if kind not in ("clear", "few"):
+        weathered = kind in arguments.kinds
+        if weathered:
             stream = corrupt(stream, kind, severity, rng)
         for name, predict in rows.items():
             found = predict(stream)
             shares[name][kind] = float((found == truth).mean())
-            if kind not in ("clear", "few"):
+            if weathered:
                 balanced[name].append(_balanced_recall(found, truth))
                 human[name] += [float((found == camera.names)[named].mean())] if named.any() else []
-        if arguments.oracle and kind not in ("clear", "few"):
+        if arguments.oracle and weathered:
             own = np.random.default_rng([arguments.seed, severity, number, 1])
             found = frozen.oracle(camera, lambda part, kind=kind, own=own: corrupt(part, kind, severity, own), stream)
             shares.setdefault("oracle", {})[kind] = float((found == truth).mean())
@@ -282,7 +283,7 @@ def main() -> None:
     for seed in map(int, arguments.seeds.split(",")):
         arguments.seed = seed
         cameras = cameras_of(
-            arguments.pictures, TEST, frozen.classes, SIDE, arguments.frames, arguments.seed, arguments.scenes, said
+            arguments.pictures, TEST, frozen.classes, SIDE, arguments.frames, seed, arguments.scenes, said
         )
         print(f"{len(cameras)} cameras: {', '.join(camera.name for camera in cameras)}", flush=True)
         for camera, severity in product(cameras, severities):

@@ -1,6 +1,6 @@
 """How soon a rule of cameras pays: test cameras, windows of 4, 8, 16 and 64 pictures, three seeds. In docs/RESULTS.md.
 
-    scripts/build_objects                    first: scenes and cut-outs, a minute
+    scripts/build_objects                    first: scenes and cut-outs, two minutes
     scripts/bench windows                    half an hour on one core
 
 Beside `objects`, which runs the whole product on a stream, this asks the rule alone, in PyTorch: what is known of the

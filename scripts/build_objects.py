@@ -10,6 +10,7 @@ reduced to what a model can see. Prints one JSON line.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import re
 import sys
@@ -111,7 +112,8 @@ def _furniture(catalogue: Path, out: Path) -> int:
         listed = archive.read("PluginFurnitureCatalog.properties").decode("latin-1")
         paths = [PurePosixPath(path) for path in sorted(re.findall(r"(?m)^icon#\d+\s*=\s*/?(\S+)", listed))]
         wanted = [path for path in paths if not path.name.startswith(SAME_PLATES)]
-        return sum(_thing(archive.open(str(path)), out / catalogue.stem / path.name) for path in wanted)
+        pictures = ((path.name, io.BytesIO(archive.read(str(path)))) for path in wanted)
+        return sum(_thing(picture, out / catalogue.stem / name) for name, picture in pictures)
 
 
 def _thing(picture: Path | IO[bytes], target: Path) -> bool:

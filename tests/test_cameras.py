@@ -206,7 +206,6 @@ class TestRule:
         assert rule.reach() == pytest.approx(0.7)
 
     def test_the_rule_of_another_backbone_is_refused(self, tmp_path):
-
         save_rule(tmp_path / "x.safetensors", ForwardPlus(6, 4, rank=2), {})
         assert load_rule(tmp_path / "x.safetensors", 6, 4).name == "forward+"
         with pytest.raises(
