@@ -33,9 +33,9 @@ KEPT_WHOLE = (
     aten.avg_pool2d_backward.default,
     aten.hardswish.default,
     aten.hardsigmoid.default,
+    aten.gelu.default,
+    aten.gelu_backward.default,
 )
-SQRT_2, INVERSE_SQRT_2_PI = 1.4142135623730951, 0.3989422804014327
-SQRT_2_OVER_PI, TANH_CUBIC = 0.7978845608028654, 0.044715
 
 
 def decompositions() -> dict[Any, Any]:
@@ -43,8 +43,6 @@ def decompositions() -> dict[Any, Any]:
     table = dict(core_aten_decompositions())
     for operator in KEPT_WHOLE:
         table.pop(operator, None)
-    table[aten.gelu.default] = _gelu
-    table[aten.gelu_backward.default] = _gelu_backward
     table[aten.threshold_backward.default] = _threshold_backward
     table[aten.hardtanh_backward.default] = _hardtanh_backward
     table[aten.hardsigmoid_backward.default] = _hardsigmoid_backward
@@ -62,34 +60,6 @@ def decompositions() -> dict[Any, Any]:
     table[aten.im2col.default] = _im2col
     table[aten.col2im.default] = _col2im
     return table
-
-
-def _twice_normal_distribution(x: Tensor) -> Tensor:
-    """2 Φ(x) = 1 + erf(x/√2)."""
-    return torch.erf(x / SQRT_2) + 1.0
-
-
-def _gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
-    """x·Φ(x), or with the tanh approximation x·(1 + t)/2.
-
-    Forward and backward share nodes; and of the forward alone, engines know this order as one operator.
-    """
-    return x * (_twice_normal_distribution(x) if approximate == "none" else 1 + _tanh_argument(x).tanh()) * 0.5
-
-
-def _gelu_backward(gradient: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
-    """g·(Φ(x) + x·φ(x)), or g·((1 + t)/2 + x·(1 − t²)/2·a′) with t = tanh a."""
-    if approximate == "none":
-        density = torch.exp(-0.5 * (x * x)) * INVERSE_SQRT_2_PI
-        return gradient * (0.5 * _twice_normal_distribution(x) + x * density)
-    tanh = _tanh_argument(x).tanh()
-    slope = SQRT_2_OVER_PI * (1 + 3 * TANH_CUBIC * (x * x))
-    return gradient * (0.5 + 0.5 * tanh + 0.5 * x * (1 - tanh * tanh) * slope)
-
-
-def _tanh_argument(x: Tensor) -> Tensor:
-    """a = √(2/π)·(x + 0.044715 x³)."""
-    return SQRT_2_OVER_PI * x * (1 + TANH_CUBIC * (x * x))
 
 
 # The gradient of a piecewise linear function is the gradient after it times a mask: choosing between that and 0 takes

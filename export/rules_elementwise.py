@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,53 @@ def _hard_swish(g: GraphBuilder, out: Tensor, x: Value) -> str:
     if g.lowering == "tensorrt":
         return g.emit("Mul", x.name, _hard_sigmoid(g, out, x))  # type: ignore[arg-type]
     return g.emit("HardSwish", x.name)
+
+
+# GELU: engines know the order of `_gelu` as one operator as long as nobody else reads what is between. So the
+# gradient computes its own, in another order, lest the nodes be shared: kept until then they take three times the
+# memory.
+
+SQRT_2, INVERSE_SQRT_PI = 1.4142135623730951, 0.5641895835477563
+SQRT_2_OVER_PI, TANH_CUBIC = 0.7978845608028654, 0.044715
+
+
+@rule("gelu.default")
+def _gelu(g: GraphBuilder, out: Tensor, x: Value, approximate: str = "none") -> str:
+    """x·(1 + erf(x/√2))/2, or x·(1 + tanh a)/2 with a = √(2/π)·x·(1 + 0.044715 x²)."""
+    if approximate == "none":
+        inner = g.emit("Erf", _compute(g, out, "Div", x.name, SQRT_2))
+    else:
+        square = _compute(g, out, "Mul", x.name, x.name)
+        rest = _compute(g, out, "Add", _compute(g, out, "Mul", square, TANH_CUBIC), 1.0)
+        inner = g.emit("Tanh", _compute(g, out, "Mul", _compute(g, out, "Mul", x.name, SQRT_2_OVER_PI), rest))
+    return _compute(g, out, "Mul", _compute(g, out, "Mul", x.name, _compute(g, out, "Add", inner, 1.0)), 0.5)
+
+
+@rule("gelu_backward.default")
+def _gelu_backward(g: GraphBuilder, out: Tensor, gradient: Value, x: Value, approximate: str = "none") -> str:
+    """g·(Φ + x·φ), with u = x/√2: Φ = (1 + erf u)/2 and x·φ = u·exp(−log √π − u²). HardSigmoid is one pass.
+
+    Or g·((1 + t)/2 + x·(1 − t²)/2·a′) with t = tanh a.
+    """
+    if approximate == "none":
+        u = _compute(g, out, "Mul", x.name, 1 / SQRT_2)
+        inner = g.emit("Erf", u)
+        falling = _compute(g, out, "Sub", math.log(INVERSE_SQRT_PI), _compute(g, out, "Mul", u, u))
+        bend = _compute(g, out, "Mul", u, g.emit("Exp", falling))
+    else:
+        square = _compute(g, out, "Mul", _compute(g, out, "Mul", x.name, SQRT_2_OVER_PI * TANH_CUBIC), x.name)
+        inner = g.emit("Tanh", _compute(g, out, "Mul", _compute(g, out, "Add", square, SQRT_2_OVER_PI), x.name))
+        slope = _compute(g, out, "Add", _compute(g, out, "Mul", square, 1.5), SQRT_2_OVER_PI / 2)
+        falling = _compute(g, out, "Sub", 1.0, _compute(g, out, "Mul", inner, inner))
+        bend = _compute(g, out, "Mul", _compute(g, out, "Mul", x.name, falling), slope)
+    below = g.emit("HardSigmoid", inner, alpha=0.5, beta=0.5)
+    return _compute(g, out, "Mul", gradient.name, _compute(g, out, "Add", below, bend))
+
+
+def _compute(g: GraphBuilder, out: Tensor, operator: str, a: str | float, b: str | float) -> str:
+    """An operator of two named values or numbers, which become constants of the result's type."""
+    dtype = numpy_dtype(out.dtype)
+    return g.emit(operator, *(one if isinstance(one, str) else g.constant(one, dtype) for one in (a, b)))
 
 
 @rule("_to_copy.default")

@@ -46,6 +46,18 @@ def test_gelu_is_one_operator(tmp_path):
     assert optimised(lowered(F.gelu, values(3, 40)), tmp_path) == {"Gelu": 1}
 
 
+def test_gelu_stays_one_operator_beside_its_gradient(tmp_path):
+    """What the two would share has to be kept in memory from one to the other."""
+
+    def function(x):
+        y, backward = torch.func.vjp(F.gelu, x)
+        return y + backward(x)[0]
+
+    operators = optimised(lowered(function, values(3, 40)), tmp_path)
+    assert (operators["Gelu"], operators["Erf"]) == (1, 1)
+    assert sum(operators.values()) == 11  # with the sum of both
+
+
 def attention(tokens):
     """As timm's vision transformers spell it: queries scaled, heads side by side."""
     query, key, value = tokens.reshape(2, 5, 3, 4, 8).permute(2, 0, 3, 1, 4).unbind(0)
