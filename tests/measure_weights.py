@@ -42,7 +42,7 @@ def copying_options() -> onnxruntime.SessionOptions:
 engine = object.__new__(OnnxRuntimeEngine)
 engine._ort = onnxruntime
 engine._threads, engine._bundle, engine._initialisers = 1, SimpleNamespace(weights=weights), {"w": initialiser}
-makers = (lambda: engine._options(("w",), ["w"], "adapt"), copying_options)
+makers = (lambda: engine._options(("w",), ["w"], folded=False), copying_options)
 kept, added = [], []
 for make in makers:
     before = resident_mib()

@@ -15,6 +15,7 @@ from mgg_edge.export import ExportRequest, compose, export_bundle
 from mgg_edge.learn.images import synthetic_frames
 from mgg_edge.runtime import Bundle, open_engine
 from mgg_edge.runtime.bundle.graphs import bind_inputs, embed_weights
+from mgg_edge.runtime.engines import onnxruntime_engine
 from mgg_edge.state import AdaptState
 
 pytestmark = pytest.mark.torch
@@ -57,3 +58,27 @@ def test_no_scale_and_no_shift_is_left(bundle, tmp_path):
     counted = Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
     assert counted["BatchNormalization"] == 1  # the pixels'
     assert not {"Mul", "Add", "Relu", "Split", "Sub", "Reciprocal", "Sqrt"} & set(counted)
+
+
+def operators_of_the_step(rule, folder, monkeypatch):
+    """How often each operator stands in the adapt graph that the engine's session runs, and the bundle."""
+    asked = ExportRequest("resnet10t", "random", image_size=64, rule=rule, norm_statistics="source")
+    step, labels, origins = compose(asked)
+    export_bundle(step, folder / "x.mgg", adapt_batch=4, labels=labels, origins=origins, parity_steps=5)
+    usual = onnxruntime_engine.quiet_options
+
+    def noting(ort):
+        options = usual(ort)
+        options.optimized_model_filepath = str(folder / "last.onnx")  # `infer` is opened first
+        return options
+
+    monkeypatch.setattr(onnxruntime_engine, "quiet_options", noting)
+    open_engine(Bundle.load(folder / "x.mgg"), "cpu", threads=1).close()
+    return Counter(node.op_type for node in onnx.load(folder / "last.onnx", load_external_data=False).graph.node)
+
+
+@pytest.mark.parametrize(("rule", "left"), [("forward", 1), ("sgd", 15)])
+def test_a_step_under_the_source_folds_as_well(rule, left, tmp_path, monkeypatch):
+    """A rule without a gradient leaves nothing to scale behind convolutions; one that differentiates runs under θ."""
+    counted = operators_of_the_step(rule, tmp_path, monkeypatch)
+    assert counted["BatchNormalization"] == left  # the pixels' among them
