@@ -44,7 +44,8 @@ class Camera:
         clean: u8[n, H, W, 3], to calibrate with.
         seen: u8[m, H, W, 3], things that were not there then.
         few: u8[m, H, W, 3], three of them only.
-        truth: i64[m], what the frozen model says of `seen`; few_truth likewise.
+        elsewhere: u8[m, H, W, 3], all of them before another scene, as after the camera has been turned.
+        truth: i64[m], what the frozen model says of `seen`; few_truth and elsewhere_truth likewise.
         names: i64[m], what a person would call the thing, −1 where nobody said.
     """
 
@@ -54,6 +55,8 @@ class Camera:
     truth: np.ndarray
     few: np.ndarray
     few_truth: np.ndarray
+    elsewhere: np.ndarray
+    elsewhere_truth: np.ndarray
     names: np.ndarray
 
 
@@ -80,31 +83,36 @@ def cameras_of(
     things = load_cut_outs(folder / "stamps", parts)
     known = recognised(things, scenes, classes)
     kept = [thing for thing in things if thing.name in known]
-    found = []
+    found: list[Scene] = []
     for scene in scenes:
         rng = np.random.default_rng([seed, 1])
         named, _ = classes(np.stack([place(scene, thing, rng) for thing in kept]))
-        if np.mean([label == known[thing.name] for label, thing in zip(named, kept, strict=True)]) < LEAST_RECOGNISED:
-            continue
-        found.append(_camera(scene, kept, classes, frames, np.random.default_rng([seed, 2]), people or {}))
+        if np.mean([label == known[thing.name] for label, thing in zip(named, kept, strict=True)]) >= LEAST_RECOGNISED:
+            found.append(scene)
         if len(found) == most:
             break
-    return found
+    others = [*found[1:], *found[:1]]
+    return [
+        _camera(scene, other, kept, classes, frames, np.random.default_rng([seed, 2]), people or {})
+        for scene, other in zip(found, others, strict=True)
+    ]
 
 
 def _camera(
-    scene: Scene, things: Sequence[CutOut], classes: Classes, frames: int, rng: np.random.Generator,
+    scene: Scene, other: Scene, things: Sequence[CutOut], classes: Classes, frames: int, rng: np.random.Generator,
     people: dict[str, int],
 ) -> Camera:  # fmt: skip
     order = rng.permutation(len(things))
     before, after = order[: len(order) // 2], order[len(order) // 2 :]
 
-    def pass_by(chosen: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def pass_by(chosen: np.ndarray, count: int, scene: Scene = scene) -> tuple[np.ndarray, np.ndarray]:
         drawn = rng.permutation(np.resize(chosen, count))
         return np.stack([place(scene, things[index], rng) for index in drawn]), drawn
 
     clean, _ = pass_by(before, CALIBRATION_FRAMES)
     seen, drawn = pass_by(after, frames)
     few, _ = pass_by(after[:3], frames)
+    elsewhere, _ = pass_by(after, frames, other)
     names = np.array([people.get(things[index].name, -1) for index in drawn])
-    return Camera(scene.name, clean, seen, classes(seen)[0], few, classes(few)[0], names)
+    truths = [classes(pictures)[0] for pictures in (seen, few, elsewhere)]
+    return Camera(scene.name, clean, seen, truths[0], few, truths[1], elsewhere, truths[2], names)

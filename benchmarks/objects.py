@@ -48,6 +48,7 @@ from mgg_edge.scenes.objects import TEST
 SIDE, BATCH = 160, 16
 SEVERITIES = (1, 3, 5)
 PRIOR_WEIGHT = 1.0
+CALM = ("clear", "few", "elsewhere")
 ORACLE_STEPS, ORACLE_RATE = 300, 2e-3
 PUBLISHED = ("bn", "tent", "eata", "sar", "deyo", "cotta", "roid", "lame", "t3a", "foa")
 OWN: dict[str, tuple[str, ...]] = {
@@ -184,9 +185,10 @@ def measure(
     human: dict[str, list[float]] = {name: [] for name in rows}
     balanced: dict[str, list[float]] = {name: [] for name in rows}
     named = camera.names >= 0
-    for number, kind in enumerate(("clear", "few", *arguments.kinds)):
+    calm = {"few": (camera.few, camera.few_truth), "elsewhere": (camera.elsewhere, camera.elsewhere_truth)}
+    for number, kind in enumerate(("clear", "few", *arguments.kinds, "elsewhere")):
         rng = np.random.default_rng([arguments.seed, severity, number])
-        stream, truth = (camera.few, camera.few_truth) if kind == "few" else (camera.seen, camera.truth)
+        stream, truth = calm.get(kind, (camera.seen, camera.truth))
         weathered = kind in arguments.kinds
         if weathered:
             stream = corrupt(stream, kind, severity, rng)
@@ -215,10 +217,11 @@ def table(found: list[dict[str, Any]], kinds: tuple[str, ...], level: int) -> st
     severities = sorted({part["severity"] for part in found})
     names = list(dict.fromkeys(name for part in found for name in part["shares"]))
     heads = [f"severity {one}" for one in severities] + [f"balanced recall, {level}", f"as a person, {level}"]
-    lines = [f"| | clear kept | three things | {' | '.join(heads)} |", f"|---|{'---|' * (2 + len(heads))}"]
+    lines = [f"| | clear kept | three things | another scene | {' | '.join(heads)} |"]
+    lines.append(f"|---|{'---|' * (3 + len(heads))}")
     for name in names:
         parts = [part for part in found if name in part["shares"]]
-        cells = [_share([(part, part["shares"][name].get(kind)) for part in parts]) for kind in ("clear", "few")]
+        cells = [_share([(part, part["shares"][name].get(kind)) for part in parts]) for kind in CALM]
         for one in severities:
             own = [(part, part["shares"][name]) for part in parts if part["severity"] == one]
             cells.append(_share([(part, float(np.mean([shares[kind] for kind in kinds]))) for part, shares in own]))
