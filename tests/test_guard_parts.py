@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -65,19 +66,41 @@ class TestCanaries:
     def test_as_many_as_agreed_must_keep_their_class(self, least: float, kept: int, passes: bool):
         chosen = replace(canaries(0, 1, 2, 3), settings=CanarySettings(min_agreement=least))
         found = np.stack([logits(index if index < kept else 4, 0.9) for index in range(4)])
-        breach = check_canaries(chosen, found)
+        breach = check_canaries(chosen, lambda _: found, 4)
         assert (breach is None) is passes
         assert breach is None or breach == (BreachCode.CANARY, f"only {kept} of 4 canaries keep their class")
 
+    @pytest.mark.parametrize("batch", [1, 2, 3])
+    @pytest.mark.parametrize("least", [0.0, 0.5, 0.75, 1.0])
+    def test_the_verdict_is_that_of_all_and_no_more_are_asked_than_decide_it(self, least: float, batch: int):
+        numbered = [np.full_like(FRAME, number) for number in range(4)]
+        chosen = replace(canaries(0, 1, 2, 3), frames=tuple(numbered), settings=CanarySettings(min_agreement=least))
+        for pattern in itertools.product((True, False), repeat=4):
+            asked: list[int] = []
+
+            def infer(frames: np.ndarray, pattern=pattern, asked=asked) -> np.ndarray:
+                asked += frames[:, 0, 0, 0].tolist()
+                return np.stack([logits(number if pattern[number] else 4, 0.9) for number in asked[-len(frames) :]])
+
+            breach = check_canaries(chosen, infer, batch)
+            assert (breach is None) is (sum(pattern) >= 4 * least)
+            assert asked == list(range(len(asked)))
+            before = (len(asked) - 1) // batch * batch  # asked when the last batch was not
+            kept = sum(pattern[:before])
+            assert kept < 4 * least or before == 0
+            assert kept + 4 - before >= 4 * least
+
     def test_too_few_judge_nothing(self):
-        wrong = np.stack([logits(4, 0.9)] * 3)
-        assert check_canaries(canaries(0, 1), wrong[:2]) is None
+        def wrong(frames: np.ndarray) -> np.ndarray:
+            return np.stack([logits(4, 0.9)] * len(frames))
+
+        assert check_canaries(canaries(0, 1), wrong) is None
         assert check_canaries(canaries(0, 1, 2), wrong) is not None
 
     def test_nan_is_no_agreement(self):
         found = np.stack([logits(index, 0.9) for index in range(3)])
         found[0, 4] = math.nan
-        assert check_canaries(canaries(0, 1, 2), found) is not None
+        assert check_canaries(canaries(0, 1, 2), lambda _: found, 3) is not None
 
     @pytest.mark.parametrize("change", [{"min_agreement": 1.1}, {"min_probability": math.nan}, {"capacity": -1}])
     def test_settings(self, change: dict):

@@ -138,10 +138,9 @@ class Stepper:
         if not self.canaries.is_full:
             newest = batch.frames[-1:]
             self.canaries = self.canaries.offer(newest[0], self._infer(newest, self._source)[0])
-        if self.canaries.can_judge:
-            found = self._infer(np.stack(self.canaries.frames), with_clean_statistics(candidate, self._source))
-            if breach := check_canaries(self.canaries, found):
-                return breach, False
+        judged = with_clean_statistics(candidate, self._source)
+        if breach := check_canaries(self.canaries, lambda frames: self._infer(frames, judged), self._batch):
+            return breach, False
         if window.is_suspicious and (
             breach := check_collapse(logits, self._infer(batch.frames, self._source), window.settings)
         ):

@@ -10,6 +10,7 @@ The source model itself agrees with all, so going back to it always passes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,13 +22,15 @@ from mgg_edge.runtime.adaptation.guard import Breach, BreachCode
 
 __all__ = ["CanarySet", "CanarySettings", "check_canaries", "entropies", "probabilities"]
 
+Infer = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+
 
 @dataclass(frozen=True)
 class CanarySettings:
     """What becomes a canary, and how many must live.
 
     Attributes:
-        capacity: most canaries held; each check infers all of them.
+        capacity: most canaries held.
         per_class: most of one class.
         min_probability: the source model's softmax probability from which a frame is one.
         min_frames: canaries below which nothing is judged.
@@ -85,16 +88,27 @@ class CanarySet:
         return replace(self, frames=(*self.frames, frame.copy()), classes=(*self.classes, best))
 
 
-def check_canaries(canaries: CanarySet, logits: npt.NDArray[np.float32]) -> Breach | None:
-    """Judge a candidate by its logits f32[n,C] for the n canaries."""
-    if not canaries.can_judge:
-        return None
-    count, settings = len(canaries.classes), canaries.settings
-    if not np.isfinite(logits).all():
-        return Breach(BreachCode.CANARY, "logits of the canaries are not finite")
-    kept = int((logits.argmax(axis=1) == np.array(canaries.classes)).sum())
-    if not (kept >= settings.min_agreement * count):
-        return Breach(BreachCode.CANARY, f"only {kept} of {count} canaries keep their class")
+def check_canaries(canaries: CanarySet, infer: Infer, batch: int = 1) -> Breach | None:
+    """Judge a candidate by its classes of the canaries, asked in their order until enough keep theirs, or too few can.
+
+    Args:
+        canaries: what it is judged by.
+        infer: its logits f32[n,C] of frames u8[n,H,W,3].
+        batch: frames it is asked about at once.
+    """
+    count = len(canaries.classes) if canaries.can_judge else 0
+    least, kept = canaries.settings.min_agreement * count, 0
+    for start in range(0, count, batch):
+        chunk = slice(start, start + batch)
+        logits, classes = infer(np.stack(canaries.frames[chunk])), canaries.classes[chunk]
+        if not np.isfinite(logits).all():
+            return Breach(BreachCode.CANARY, "logits of the canaries are not finite")
+        kept += int((logits.argmax(axis=1) == np.array(classes)).sum())
+        asked = start + len(classes)
+        if kept + count - asked < least:
+            return Breach(BreachCode.CANARY, f"only {kept} of {asked} canaries keep their class")
+        if kept >= least:
+            break
     return None
 
 
