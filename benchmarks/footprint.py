@@ -36,7 +36,7 @@ def megabytes(name):
     return int(re.search(name + r":\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]) / 1e3
 """
 _OURS = """
-import sys, numpy as np
+import sys, numpy as np, onnxruntime
 from mgg_edge.runtime import Bundle, open_engine
 before = megabytes("VmRSS")
 bundle = Bundle.load(sys.argv[1])
