@@ -15,7 +15,8 @@ is what the frozen model says of the clean picture. Rows that learn nothing have
     oracle        norm parameters fitted with the truth, on the very scene and weather, to the calibration's things
 
 The project's own rules run as `mgg-edge run` runs them, on the calibrated bundle with the verdict's own schedule;
-published methods on PyTorch, sixteen pictures a batch.
+published methods on PyTorch, sixteen pictures a batch: those that train with the statistics of the batch as their
+authors run them, and as `NAME-source` with the source's.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ SEVERITIES = (1, 3, 5)
 PRIOR_WEIGHT = 1.0
 CALM = ("clear", "few", "elsewhere")
 ORACLE_STEPS, ORACLE_RATE = 300, 2e-3
-PUBLISHED = ("bn", "tent", "eata", "sar", "deyo", "cotta", "roid", "lame", "t3a", "foa")
+OF_BATCHES, OF_SOURCE = ("bn", "tent", "eata", "sar", "deyo", "cotta", "roid"), ("lame", "t3a", "foa")
+ON_SOURCE = "-source"
+PUBLISHED = (*OF_BATCHES, *OF_SOURCE, *(name + ON_SOURCE for name in OF_BATCHES[1:]))
 OWN: dict[str, tuple[str, ...]] = {
     "statistics": ("--rule", "statistics", "--norm-statistics", "mix:0.3"),
     "robust": ("--norm-statistics", "source"),
@@ -107,12 +110,12 @@ class Frozen:
 
     def published(self, name: str, clean: np.ndarray) -> Predict:
         """Classes of a stream by a published method, from the source model."""
-        backbone = self.moving if name not in ("lame", "t3a", "foa") else self.backbone
+        backbone = self.moving if name in OF_BATCHES else self.backbone
         frames = torch.from_numpy(clean)
         source = Source(measure_statistics(backbone, frames.split(BATCH)), frames)
 
         def run(stream: np.ndarray) -> np.ndarray:
-            method = build_method(name, backbone, source)
+            method = build_method(name.removesuffix(ON_SOURCE), backbone, source)
             state, found = method.init(), []
             for part in torch.from_numpy(stream).split(BATCH):
                 logits, state = method.step(part, state)
