@@ -61,7 +61,7 @@ def test_no_scale_and_no_shift_is_left(bundle, tmp_path):
 
 
 def operators_of_the_step(rule, folder, monkeypatch):
-    """How often each operator stands in the adapt graph that the engine's session runs, and the bundle."""
+    """How often each operator stands in the adapt graph that the engine's session runs."""
     asked = ExportRequest("resnet10t", "random", image_size=64, rule=rule, norm_statistics="source")
     step, labels, origins = compose(asked)
     export_bundle(step, folder / "x.mgg", adapt_batch=4, labels=labels, origins=origins, parity_steps=5)
